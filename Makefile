@@ -1,0 +1,51 @@
+# `make demo` and `make test` need nothing but Python and the network: each makes the environment in .venv,
+# and installs again only when PYTHON or the package's metadata has changed. `make test PYTHON=python3.12` picks another.
+
+PYTHON ?= python3
+NB_WORKERS ?= 2
+
+BIN := .venv/bin
+# In the tests no window opens, and notebooks find the environment's own commands.
+IN_ENV := PATH="$(CURDIR)/$(BIN):$$PATH" MPLBACKEND=Agg
+# Notebooks run side by side, so each keeps to one thread: more would fight over the cores.
+NBDEV_TEST := $(IN_ENV) OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(NB_WORKERS)
+
+define MAKE_ENV
+@$(PYTHON) -c '' || { echo "'$(PYTHON)' does not run: name a Python, as in 'make PYTHON=python3.12'" >&2; exit 1; }; \
+$(PYTHON) tools/make_env.py
+endef
+
+.PHONY: help demo test slow env dev readme clean
+
+help:
+	@echo "make demo    pretrain a little with BYOL and show what comes of it"
+	@echo "make test    every check: notebooks and modules in sync, their tests, pytest, README in sync"
+	@echo "make slow    the tests again, with the slow ones"
+	@echo "make dev     only make the environment, for work on fastbyol"
+	@echo "make readme  write README.md from nbs/index.ipynb"
+	@echo "make clean   remove what builds and docs leave behind"
+
+demo: env
+	$(BIN)/fastbyol-demo
+
+test: dev
+	$(BIN)/python tools/check_sync.py
+	$(BIN)/python tools/make_readme.py --check
+	$(NBDEV_TEST)
+	$(IN_ENV) $(BIN)/python -m pytest
+
+slow: dev
+	$(NBDEV_TEST) --flags slow --cell-timeout 0
+	$(IN_ENV) $(BIN)/python -m pytest --runslow
+
+env:
+	$(MAKE_ENV)
+
+dev:
+	$(MAKE_ENV) dev
+
+readme: dev
+	$(BIN)/python tools/make_readme.py
+
+clean:
+	rm -rf build dist *.egg-info _proc _docs .pytest_cache

@@ -1,0 +1,10 @@
+"Everything a user needs: `from fastai.vision.all import *` and then `from fastbyol.all import *`"
+from .heads import *
+from .body import *
+from .views import *
+from .model import *
+from .data import *
+from .callback import *
+from .learner import *
+from .transfer import *
+from .evaluate import *

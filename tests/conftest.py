@@ -1,0 +1,91 @@
+"Options and fixtures that the tests share"
+import matplotlib, os, pytest, warnings
+matplotlib.use('Agg')
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+warnings.filterwarnings('ignore', category=FutureWarning)
+
+from fastai.vision.all import *
+from fastbyol.all import *
+
+def pytest_addoption(parser): parser.addoption('--runslow', action='store_true', help='run the tests marked slow, too')
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption('--runslow'): return
+    skip = pytest.mark.skip(reason='slow: needs --runslow')
+    for o in items:
+        if 'slow' in o.keywords: o.add_marker(skip)
+
+def pytest_pycollect_makeitem(collector, name, obj):
+    "Leave out what star imports bring along, such as fastcore's `test_eq`"
+    if callable(obj) and getattr(obj, '__module__', None)!=collector.module.__name__: return []
+
+cpu = torch.device('cpu')
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    "Every test starts from the same random numbers, on one thread, on the CPU"
+    torch.set_num_threads(1)
+    default_device(use=False)
+    set_seed(0)
+
+# --- small data and models; tests import them from here
+
+def noise(n=16, size=16, n_in=3, seed=0):
+    "Images (n, n_in, size, size) in [0,1], smooth enough to differ in more than noise"
+    g = torch.Generator().manual_seed(seed)
+    return F.interpolate(torch.rand(n,n_in,4,4,generator=g), (size,size), mode='bilinear').clamp(0,1)
+
+def image_dls(x, n_val=8, bs=8, y=None, norm=None, shuffle=False, drop_last=True, **kw):
+    "fastai `DataLoaders` of images `x`, the last `n_val` for validation, with labels `y` or without"
+    items = [(TensorImage(o),) if y is None else (TensorImage(o),TensorCategory(y[i])) for i,o in enumerate(x)]
+    n = len(items)-n_val
+    def dl(its, **k): return TfmdDL(its, bs=bs, num_workers=0, after_batch=norm, device=cpu, **kw, **k)
+    return DataLoaders(dl(items[:n], shuffle=shuffle, drop_last=drop_last), dl(items[n:]), device=cpu)
+
+def conv_body(n_in=3, width=8, bn=True):
+    "A body of two convolutions, (bs, n_in, h, w) -> (bs, 2*width, h/4, w/4)"
+    norm = [nn.BatchNorm2d(width)] if bn else []
+    return nn.Sequential(nn.Conv2d(n_in,width,3,2,1), *norm, nn.Tanh(), nn.Conv2d(width,2*width,3,2,1), nn.Tanh())
+
+def small_byol(bn=True, n_in=3, **kw):
+    "A small `BYOL`, with batch norm in body and heads or without"
+    kw = {**dict(hidden_size=16, projection_size=8, norm='batch' if bn else None), **kw}
+    return BYOL(conv_body(n_in, bn=bn), n_in=n_in, **kw)
+
+def same(x): return x
+def mirror(x): return x.flip(-1)
+
+def byol_learn(dls=None, model=None, cbs=None, loss_func=None, views=(same,mirror), tau=.9, **kw):
+    "A `Learner` that pretrains a small `BYOL`, silent, with fixed views"
+    cb_kw = {k:kw.pop(k) for k in ('size','tau_end','valid_seed') if k in kw}
+    learn = Learner(dls or image_dls(noise(32)), model or small_byol(), loss_func=loss_func or BYOLLoss(),
+                    cbs=[BYOLCallback(views=views, tau=tau, **cb_kw), *L(cbs)], **kw)
+    return hush(learn)
+
+def hush(learn):
+    "No bar and no log"
+    if hasattr(learn, 'progress'): learn.remove_cb(ProgressCallback)
+    learn.logger = noop
+    return learn
+
+def sd_of(m):
+    "A copy of everything that a model or learner's model would save"
+    return {k:v.clone() for k,v in getattr(m, 'model', m).state_dict().items()}
+
+def same_sd(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+class Grab(Callback):
+    "Keeps what the model got, on training or validation batches"
+    order = 20
+    def __init__(self, valid=False): self.valid,self.xs,self.ys,self.losses = valid,[],[],[]
+    def before_batch(self):
+        if self.training!=self.valid: self.xs.append(tuple(self.xb)); self.ys.append(tuple(self.yb))
+    def after_loss(self):
+        if self.training!=self.valid: self.losses.append(self.loss.item())
+
+class CancelSteps(Callback):
+    "Cancels the steps whose `iter` is in `iters`, as an overflow in float16 does"
+    order = 10
+    def __init__(self, *iters): self.iters = iters
+    def before_step(self):
+        if self.iter in self.iters: raise CancelStepException()
