@@ -13,7 +13,7 @@ from fastai.vision.all import *
 from fastbyol.all import *
 from fastbyol.demo import labelled_loaders, small_resnet
 
-class Log(Callback):
+class EpochLog(Callback):
     "Prints the loss of each epoch"
     def before_fit(self): self.start = time.time()
     def after_epoch(self):
@@ -50,13 +50,13 @@ def main(
     print(f"{date.today()}, {torch.get_num_threads()} threads of {platform.machine()}, torch {torch.__version__}, seed {seed}")
     print(f"{len(train):,} photos to pretrain on, {len(test):,} put aside, decoded in {time.time()-start:.0f} s")
 
-    kw = dict(arch=small_resnet(3, (32,64,128,256), stride=2), tau=.99, hidden_size=1024, projection_size=128, opt_func=Adam)
+    kw = dict(arch=small_resnet(3, (32,64,128,256)), tau=.99, hidden_size=1024)
     per_step = step_seconds(dls, **{**kw, 'arch':deepcopy(kw['arch'])})
     epochs = max(1, int(minutes*60/(per_step*len(dls.train))))
     print(f"{1000*per_step:.0f} ms per step of {bs} images: {epochs} epochs of {len(dls.train)} steps")
     learn = byol_learner(dls, **kw)
     before = knn_accuracy(learn, labelled.train, labelled.valid)
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 2e-3, cbs=Log())
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 2e-3, cbs=EpochLog())
     after = knn_accuracy(learn, labelled.train, labelled.valid)
     print(f"kNN on the photos put aside: {100*before:.1f} % with random weights, {100*after:.1f} % after pretraining")
 

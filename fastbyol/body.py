@@ -7,11 +7,11 @@ Docs: https://fastbyol.github.io/fastbyol/body.html.md"""
 # %% auto #0
 __all__ = ['eval_mode', 'pool_features', 'LayerBody', 'small_stem_', 'BodySpec', 'run_body']
 
-# %% ../nbs/01_body.ipynb #feaf21b0
+# %% ../nbs/01_body.ipynb #d00bd5e8
 import difflib,timm,torchvision
 from contextlib import contextmanager
 from fastai.vision.all import *
-from fastai.vision.learner import model_meta, create_vision_model, create_timm_model, TimmBody
+from fastai.vision.learner import create_vision_model, create_timm_model, TimmBody
 from timm.models.resnet import ResNet as TimmResNet
 
 # %% ../nbs/01_body.ipynb #8d7c70a9
@@ -105,7 +105,7 @@ def small_stem_(
 # %% ../nbs/01_body.ipynb #4de67f42
 _grey_stats = tuple(sum(o)/3 for o in imagenet_stats) # for channel counts that ImageNet has no statistics for
 
-# %% ../nbs/01_body.ipynb #97cf0958
+# %% ../nbs/01_body.ipynb #60cbfe90
 class BodySpec:
     "How to build a body: `arch` and what goes with it; after `build`, what is known of it"
     def __init__(self,
@@ -126,6 +126,8 @@ class BodySpec:
         elif not (isinstance(arch, nn.Module) or callable(arch)):
             raise TypeError(f"`arch` must be a timm name, a callable such as `resnet18`, or an `nn.Module`, got {type(arch).__name__}")
         if kwargs and not isinstance(arch, str): raise TypeError(f"{', '.join(kwargs)}: further arguments are for timm names; build the `nn.Module` yourself and pass that")
+        fixed = [o for o in ('num_classes','in_chans','features_only') if o in kwargs]
+        if fixed: raise TypeError(f"`{fixed[0]}` follows from what a body is: leave it out{', and give `n_in`' if fixed[0]=='in_chans' else ''}")
         if layer is not None and not isinstance(arch, nn.Module): raise TypeError(f"`layer` is for an `nn.Module`: pass a built network, got {self._nm(arch)}")
         store_attr(but='kwargs'); self.kwargs = kwargs
         self.n_features,self.stats,self.nhwc,self.fmt = None,None,False,None

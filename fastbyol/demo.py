@@ -8,10 +8,10 @@ Docs: https://fastbyol.github.io/fastbyol/demo.html.md"""
 __all__ = ['write_digits', 'split_files', 'digit_view', 'ResidualBlock', 'small_resnet', 'Watch', 'labelled_loaders', 'plot_demo',
            'demo', 'main']
 
-# %% ../nbs/13_demo.ipynb #7946015d
+# %% ../nbs/13_demo.ipynb #a94ecac1
 import tempfile,time
 import kornia.augmentation as K
-from fastcore.script import call_parse, store_true
+from fastcore.script import call_parse
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
@@ -53,10 +53,14 @@ def digit_view()->nn.Module: # images in [0,1] -> the same
     "Rotation, shift, scale, shear and contrast, drawn per image"
     return nn.Sequential(K.RandomAffine(20, translate=(.1,.1), scale=(.8,1.2), shear=15, p=1.), K.RandomContrast((.6,1.4), p=.8), Clip())
 
-# %% ../nbs/13_demo.ipynb #8ada9f75
+# %% ../nbs/13_demo.ipynb #2d088897
 class ResidualBlock(nn.Module):
     "Two 3×3 convolutions and a shortcut"
-    def __init__(self, n_in, n_out, stride=1):
+    def __init__(self,
+        n_in:int, # channels that come in
+        n_out:int, # channels that go out
+        stride:int=1, # of the first convolution
+    ):
         super().__init__()
         self.convs = nn.Sequential(ConvLayer(n_in, n_out, stride=stride), ConvLayer(n_out, n_out, act_cls=None))
         self.short = nn.Identity() if n_in==n_out and stride==1 else ConvLayer(n_in, n_out, 1, stride=stride, act_cls=None)
@@ -64,18 +68,21 @@ class ResidualBlock(nn.Module):
 
 def small_resnet(
     n_in:int=1, # channels of the images
-    widths:tuple=(16,32,64), # channels of each stage; each after the first halves the image
-    stride:int=1, # of the first layer
+    widths:tuple=(16,48,96), # channels of each stage; each after the first halves the image
+    stride:int=2, # of the first layer
 )->nn.Sequential: # (bs, n_in, h, w) -> (bs, widths[-1], h/s, w/s), s = stride·2^(len(widths)-1)
     "A small residual network for small images"
     pairs = zip((widths[0],)+tuple(widths), widths)
     return nn.Sequential(ConvLayer(n_in, widths[0], stride=stride), *[ResidualBlock(a, b, 1 if i==0 else 2) for i,(a,b) in enumerate(pairs)])
 
-# %% ../nbs/13_demo.ipynb #69df19e2
+# %% ../nbs/13_demo.ipynb #29d48b14
 class Watch(Callback):
     "Prints and keeps the loss of each tenth of a run, and kNN accuracy between two halves of the training images"
     run_valid = False
-    def __init__(self, dl, n_show=10): store_attr()
+    def __init__(self,
+        dl, # labelled training images, for the accuracy; nothing is learned from their labels
+        n_show:int=10, # lines to print
+    ): store_attr()
     def before_fit(self): self.log,self._sum,self._n,self._start = [],0.,0,time.time()
     def after_batch(self): self._sum,self._n = self._sum+self.loss.item(),self._n+1
     def after_epoch(self):
@@ -97,14 +104,21 @@ def labelled_loaders(
     vocab = CategoryMap({f.parent.name for f in train})
     def dl(files, **kw):
         images,good,bad = decode_images(files, size, n_in)
+        warn_unreadable(bad, len(files))
         items = [(TensorImage(x), TensorCategory(vocab.o2i[f.parent.name])) for x,f in zip(images, good) if f.parent.name in vocab.o2i]
         return TfmdDL(items, bs=bs, num_workers=0, after_batch=[IntToFloatTensor()], device=default_device(), **kw)
     dls = DataLoaders(dl(train, shuffle=True, drop_last=True), dl(test), device=default_device())
     dls.vocab = vocab
     return dls
 
-# %% ../nbs/13_demo.ipynb #90186e31
-def plot_demo(learn, watch, res, dls, file):
+# %% ../nbs/13_demo.ipynb #66cc0595
+def plot_demo(
+    learn:Learner, # that did the pretraining
+    watch:Watch, # its log
+    res:LabelEfficiency, # the comparison
+    dls:DataLoaders, # labelled images
+    file:str|Path, # picture to write
+): # the figure
     "Views, learning curve, label efficiency and a map of the embeddings, as one picture"
     fig = plt.figure(figsize=(12,9))
     left,right = fig.add_gridspec(1, 2, width_ratios=(1,1.25), wspace=.2)
@@ -135,7 +149,7 @@ def plot_demo(learn, watch, res, dls, file):
     fig.savefig(file, dpi=110, bbox_inches='tight')
     return fig
 
-# %% ../nbs/13_demo.ipynb #d276ce7f
+# %% ../nbs/13_demo.ipynb #0c62cdad
 def demo(
     path:str|Path=None, # folder of images in a folder for each class; None: scikit-learn's digits
     arch=None, # timm name, callable or `nn.Module`; None: `small_resnet`
@@ -163,8 +177,8 @@ def demo(
     per_class = [o for o in per_class if o<=n_few]
     if not per_class: raise ValueError(f"The smallest class has {n_few} images for training: add images, or ask for fewer `per_class`")
     views = (digit_view(),digit_view()) if digits else byol_views(size, n_in)
-    body = arch or (small_resnet(n_in) if digits else small_resnet(n_in, (32,64,128,256), stride=2))
-    learn = byol_learner(udls, body, views=views, tau=.99, hidden_size=256, projection_size=64, opt_func=Adam)
+    body = arch or small_resnet(n_in, (16,48,96) if digits else (32,64,128,256))
+    learn = byol_learner(udls, body, views=views, tau=.99, hidden_size=1024)
     watch = Watch(dls.train)
     print(f"Pretraining on {len(train):,} images without labels: {epochs} epochs of {len(udls.train)} steps; {len(test):,} images are put aside", flush=True)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 2e-3, cbs=watch)

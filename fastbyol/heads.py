@@ -20,8 +20,11 @@ class WSLinear(nn.Linear):
     )->Tensor: # (bs, out_features)
         return F.linear(x, F.layer_norm(self.weight, self.weight.shape[1:], eps=1e-6), self.bias)
 
-# %% ../nbs/00_heads.ipynb #63ff7619
-def _group_norm(n): return nn.GroupNorm(math.gcd(16, n), n) # 16 groups in arXiv:2010.10241; fewer where 16 does not divide `n`
+# %% ../nbs/00_heads.ipynb #0c392e21
+def _group_norm(n):
+    g = math.gcd(16, n) # 16 groups in arXiv:2010.10241; fewer where 16 does not divide `n`
+    while g>1 and n//g<8: g //= 2 # a group of one or two channels would normalise everything away
+    return nn.GroupNorm(g, n)
 
 _norms = {'batch':nn.BatchNorm1d, 'group':_group_norm, 'layer':nn.LayerNorm, None:nn.Identity}
 

@@ -7,55 +7,35 @@ Docs: https://fastbyol.github.io/fastbyol/learner.html.md"""
 # %% auto #0
 __all__ = ['byol_learner']
 
-# %% ../nbs/07_learner.ipynb #1529954c
+# %% ../nbs/07_learner.ipynb #53ad037e
 from fastai.vision.all import *
-from .views import *
+from .data import *
 from .model import *
 from .callback import *
-from .callback import _dl_attr
 
-# %% ../nbs/07_learner.ipynb #13c64910
-def _one_image(dls):
-    "The first training image as the data loader gives it, without disturbing the order of training"
-    dl = dls.train
-    if hasattr(dl, 'new'): dl = dl.new(shuffle=False, drop_last=False, bs=1, num_workers=0)
-    b = first(dl)
-    if b is None: raise ValueError("The training data is empty: give it images")
-    x = b if isinstance(b, Tensor) else b[0]
-    if not isinstance(x, Tensor) or x.ndim!=4: raise ValueError(f"A batch must begin with images (bs,c,h,w), got {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}")
-    return x
+# %% ../nbs/07_learner.ipynb #cfba9ee0
+_model_args = 'pretrained,hidden_size,projection_size,norm,layer,small_stem,momentum,stats'.split(',')
 
-_model_args = L('hidden_size','projection_size','norm','layer','small_stem','momentum','stats')
-
-# %% ../nbs/07_learner.ipynb #700bdfef
 @delegates(Learner.__init__, but='dls,model,loss_func,cbs')
+@delegates(BYOL.__init__, but='arch,n_in,size', keep=True)
 def byol_learner(
     dls:DataLoaders, # images, with labels or without; labels are not used
     arch, # timm name, fastai or torchvision callable, or `nn.Module`
     views:tuple=None, # pair of callables (bs,c,h,w) in [0,1] -> the same; None: `byol_views(size)`
-    size:int=None, # side of the default views, in pixels; None: four fifths of the images' side
+    size:int=None, # side of the default views, in pixels; None: what `unlabelled_dls` was asked for, else that of the images
     tau:float=0.996, # weight kept on the target at the first step, in [0,1]
     tau_end:float=1., # weight kept on the target at the last step, in [0,1]
     n_in:int=None, # channels; None: as the images have
-    pretrained:bool=False, # start from the published weights of `arch`?
-    hidden_size:int=4096, # hidden width of projector and predictor
-    projection_size:int=256, # width of the projection
-    norm:str|None='batch', # norm of projector and predictor: 'batch', 'group', 'layer' or None
-    layer:str|int=None, # for an `nn.Module`: name or index of the module whose output is the representation
-    small_stem:bool=False, # resnets: 3×3 stem of stride 1 without max-pool, for images of about 32 pixels
-    momentum:bool=True, # False: no target network (SimSiam)
     model_args:dict=None, # further arguments of `BYOL`, such as `img_size` for a timm transformer
     loss_func=None, # None: `BYOLLoss()`
     cbs=None, # further callbacks
     **kwargs
 )->Learner: # pretrain it with `fit_one_cycle`, then `to_vision_learner`
     "A `Learner` that pretrains the body of `arch` on the images of `dls` with BYOL"
-    x = _one_image(dls)
+    x = first_image(dls)
     if n_in is None: n_in = x.shape[1]
-    # images are kept a quarter larger than the views, see `unlabelled_dls`
-    if size is None and views is None: size = max(8, x.shape[-1]*4//5)
-    model = BYOL(arch, n_in=n_in, pretrained=pretrained, hidden_size=hidden_size, projection_size=projection_size, norm=norm,
-                 layer=layer, small_stem=small_stem, momentum=momentum, **(model_args or {}))
+    size = view_size(size, dls, x)
     cb = BYOLCallback(views=views, size=size, tau=tau, tau_end=tau_end)
+    model = BYOL(arch, n_in=n_in, **{k:kwargs.pop(k) for k in _model_args if k in kwargs}, **(model_args or {}))
     if views is None: model.spec.check_size(model.body, size)
     return Learner(dls, model, loss_func=ifnone(loss_func, BYOLLoss()), cbs=[cb, *L(cbs)], **kwargs)

@@ -47,6 +47,5 @@ def test_mistakes_are_named_at_once(kw, exc, msg):
     "Without a `fit`"
     with pytest.raises(exc, match=msg): byol_learner(image_dls(noise(24,20)), **{**dict(arch=conv_body(), **quick), **kw})
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="finding: fastai's IndexError comes before the message for empty data")
 def test_no_training_images_is_an_error():
     with pytest.raises(ValueError, match='empty'): byol_learner(image_dls(noise(8), n_val=8), conv_body(), **quick)

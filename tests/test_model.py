@@ -152,7 +152,7 @@ def test_one_image_is_an_error_with_batch_norm_only_while_training():
 def test_one_view_is_an_error_that_says_what_to_add():
     with pytest.raises(TypeError, match='BYOLCallback'): small_byol()(noise(2))
 
-@pytest.mark.parametrize('kw,msg', [(dict(hidden_size=0),'hidden_size'), pytest.param(dict(projection_size=-1),'projection_size',marks=pytest.mark.xfail(strict=True,reason='finding: the message blames `n_in`')), (dict(norm='x'),'norm')])
+@pytest.mark.parametrize('kw,msg', [(dict(hidden_size=0),'hidden_size'), (dict(projection_size=-1),'projection_size'), (dict(norm='x'),'norm')])
 def test_wrong_sizes_are_named_before_the_body_is_built(kw, msg):
     class Never(nn.Module):
         def forward(self, x): raise AssertionError('the body was run')

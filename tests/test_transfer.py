@@ -107,7 +107,6 @@ def test_any_number_of_channels(n_in, arch, tmp_path):
     c = hush(byol_vision_learner(class_dls(n_in=n_in), m, **clas)); torch.testing.assert_close(body_of(c, x), m.body(x).detach()); c.fit(1)
     body,meta = load_body(save_body(m, tmp_path/'b'), arch=Own(n_in) if arch is Own else None); assert torch.equal(body(x), m.body(x)) and len(meta['mean'])==n_in
 
-@pytest.mark.xfail(strict=True, reason='finding: `n_in` stands in the signature, but passing it is a TypeError')
 @pytest.mark.parametrize('f', [byol_vision_learner,byol_unet_learner])
 def test_the_signature_promises_only_what_can_be_passed(f):
     import inspect
@@ -140,7 +139,6 @@ def test_weights_that_do_not_fit_are_named(file, sd, msg):
     rewrite(file, sd=sd)
     with pytest.raises(ValueError, match=msg): load_body(file, arch=Own())
 
-@pytest.mark.xfail(strict=True, raises=(KeyError,AssertionError), reason='finding: a file without all metadata fails with a bare KeyError or JSONDecodeError')
 @pytest.mark.parametrize('meta', ['{}', 'nonsense', '{"format":1}'])
 def test_metadata_that_says_nothing_is_refused(file, meta):
     rewrite(file, meta)

@@ -1,0 +1,52 @@
+"The demo: what it puts aside, what it says of a folder that will not do, and that BYOL wins"
+from conftest import *
+import subprocess, sys
+from fastbyol import demo as D
+
+def class_folders(path, n=12, classes='ab', size=20):
+    for k,c in enumerate(classes):
+        (path/c).mkdir(parents=True)
+        for i,o in enumerate(noise(n, size, seed=k)): PILImage.create((o.permute(1,2,0)*255).byte().numpy().copy()).save(path/c/f'{i}.png')
+    return path
+
+def test_what_is_put_aside_is_not_trained_on_and_has_every_class(tmp_path):
+    train,test = D.split_files(class_folders(tmp_path/'x'), test_pct=.25)
+    assert not set(train)&set(test) and Counter(f.parent.name for f in test)=={'a':3,'b':3} and len(train)==18
+    assert D.split_files(tmp_path/'x', test_pct=.25)==(train,test) and D.split_files(tmp_path/'x', test_pct=.25, seed=1)[1]!=test
+
+def test_a_folder_that_is_split_already_stays_so(tmp_path):
+    class_folders(tmp_path/'train'); class_folders(tmp_path/'val', 3)
+    train,test = D.split_files(tmp_path)
+    assert (len(train),len(test))==(24,6) and all('val' in f.parts for f in test)
+
+def test_digits_become_the_files_of_their_classes(tmp_path):
+    from sklearn.datasets import load_digits
+    D.write_digits(tmp_path, size=8); data = load_digits(); f = find_images(tmp_path)
+    assert len(f)==len(data.images) and all(data.target[int(o.stem)]==int(o.parent.name) for o in f)
+    im = np.asarray(Image.open(tmp_path/str(data.target[5])/'0005.png')); np.testing.assert_allclose(im, data.images[5]*255/16, atol=1)
+
+def test_no_classes_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match='folder for each class'): D.demo(class_folders(tmp_path/'x', classes='a'))
+
+def test_labelled_loaders_warn_of_unreadable_files(tmp_path):
+    train,test = D.split_files(class_folders(tmp_path/'x')); (tmp_path/'x'/'a'/'bad.png').write_bytes(b'x')
+    with pytest.warns(UserWarning, match='bad.png'): dls = D.labelled_loaders([*train, tmp_path/'x'/'a'/'bad.png'], test, 16)
+    assert list(dls.vocab)==['a','b'] and len(dls.train.dataset)==len(train)
+
+def test_own_images_from_the_command_line(tmp_path):
+    class_folders(tmp_path/'x')
+    cmd = [sys.executable, '-c', 'from fastbyol.demo import main; main()', '--path', tmp_path/'x', '--size', '16', '--epochs', '1', '--bs', '8', '--draws', '1', '--out', tmp_path/'out'/'d.png']
+    res = subprocess.run(cmd, capture_output=True, text=True, env={**os.environ, 'MPLBACKEND':'Agg'})
+    assert res.returncode==0, res.stderr[-2000:]
+    assert 'from scratch' in res.stdout and str(tmp_path/'out'/'d.png') in res.stdout and (tmp_path/'out'/'d.png').exists()
+    cmd[4] = tmp_path/'nowhere'; res = subprocess.run(cmd, capture_output=True, text=True)
+    assert res.returncode==1 and 'no folder' in res.stderr and 'Traceback' not in res.stderr
+
+@pytest.mark.slow
+def test_byol_beats_scratch_and_pixels_on_digits_put_aside(tmp_path):
+    torch.set_num_threads(2)
+    res = D.demo(out=tmp_path/'d.png').set_index(['contestant','per_class']); se = res['sd']/res['n']**.5
+    for n in (1,2,5):
+        for other in ('from scratch','pixels, nearest'):
+            margin = res['mean']['BYOL, linear',n]-res['mean'][other,n]
+            assert margin > max(se['BYOL, linear',n], se[other,n]), (n, other, margin)
