@@ -45,7 +45,7 @@ def view_size(
     "The first that is known of: `size`, the size that `dls` was built for, the shorter side of the images"
     return size or getattr(dls, 'view_size', None) or min(x.shape[-2:])
 
-# %% ../nbs/05_callback.ipynb #c0bc5cec
+# %% ../nbs/05_callback.ipynb #2a113363
 class BYOLCallback(Callback):
     "Pretrain a `BYOL` model: two views of each batch, the target's projections as `yb`, one target update per optimiser step"
     # after autocast has begun (MixedPrecision, 10), so that the target runs in the same precision as the online network, and
@@ -201,7 +201,10 @@ class BYOLCallback(Callback):
 
     def after_fit(self): self.labels,self._bufs = (),None
 
-    def __getstate__(self): return {**self.__dict__, 'labels':(), '_bufs':None, '_made':{}} # an exported learner holds no batch
+    def __getstate__(self):
+        "What an exported learner holds: no batch, and the size of the default views, which its empty data no longer tells"
+        size = self.size or (first(self._made)[0] if self._made else None)
+        return {**self.__dict__, 'labels':(), '_bufs':None, '_made':{}, 'size':size}
 
     def show_views(self,
         n:int=4 # images to show

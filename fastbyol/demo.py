@@ -149,7 +149,7 @@ def plot_demo(
     fig.savefig(file, dpi=110, bbox_inches='tight')
     return fig
 
-# %% ../nbs/13_demo.ipynb #0c62cdad
+# %% ../nbs/13_demo.ipynb #0cc08ea1
 def demo(
     path:str|Path=None, # folder of images in a folder for each class; None: scikit-learn's digits
     arch=None, # timm name, callable or `nn.Module`; None: `small_resnet`
@@ -188,7 +188,7 @@ def demo(
     print(res.table().to_string(), '\n')
     plot_demo(learn, watch, res, dls, out)
     plt.close('all')
-    print(f"Picture: {out.resolve()}  ({time.time()-start:.0f} s in all)")
+    print(f"Picture: {out}  ({time.time()-start:.0f} s in all)")
     return res
 
 # %% ../nbs/13_demo.ipynb #fd26e406

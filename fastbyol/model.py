@@ -48,7 +48,7 @@ def check_tau(
     if not 0<=tau<=1: raise ValueError(f"`{name}` is the weight kept on the target, in [0,1], got {tau!r}")
     return tau
 
-# %% ../nbs/03_model.ipynb #92fee1b4
+# %% ../nbs/03_model.ipynb #7c97864c
 class BYOL(nn.Module):
     "Any body with a projector, a predictor and a target network (arXiv:2006.07733, section 3)"
     def __init__(self,
@@ -78,19 +78,12 @@ class BYOL(nn.Module):
         # buffers, so that the statistics travel with the weights
         for nm in ('mean','std'): self.register_buffer(nm, torch.zeros(1,n_in,1,1))
         self.set_stats(stats or self.spec.stats)
-        self.register_buffer('_view_size', torch.tensor(0)) # a buffer, too, for the same reason
+        self.view_size = None # side of the views it was trained on, in pixels; `BYOLCallback` fills it in
 
     @property
     def momentum(self)->bool:
         "Is there a target network?"
         return self.target is not None
-
-    @property
-    def view_size(self)->int|None:
-        "Side of the views it was trained on, in pixels; None before training"
-        return self._view_size.item() or None
-    @view_size.setter
-    def view_size(self, size): self._view_size.fill_(size or 0)
 
     @property
     def stats(self)->tuple:

@@ -35,11 +35,12 @@ def test_labelled_loaders_warn_of_unreadable_files(tmp_path):
 
 def test_own_images_from_the_command_line(tmp_path):
     class_folders(tmp_path/'x')
-    cmd = [sys.executable, '-c', 'from fastbyol.demo import main; main()', '--path', tmp_path/'x', '--size', '16', '--epochs', '1', '--bs', '8', '--draws', '1', '--out', tmp_path/'out'/'d.png']
+    (tmp_path/'s.py').write_text('from fastbyol.demo import main\nmain()') # what the installed command is
+    cmd = [sys.executable, tmp_path/'s.py', '--path', tmp_path/'x', '--size', '16', '--epochs', '1', '--bs', '8', '--draws', '1', '--out', tmp_path/'out'/'d.png']
     res = subprocess.run(cmd, capture_output=True, text=True, env={**os.environ, 'MPLBACKEND':'Agg'})
     assert res.returncode==0, res.stderr[-2000:]
     assert 'from scratch' in res.stdout and str(tmp_path/'out'/'d.png') in res.stdout and (tmp_path/'out'/'d.png').exists()
-    cmd[4] = tmp_path/'nowhere'; res = subprocess.run(cmd, capture_output=True, text=True)
+    cmd[3] = tmp_path/'nowhere'; res = subprocess.run(cmd, capture_output=True, text=True)
     assert res.returncode==1 and 'no folder' in res.stderr and 'Traceback' not in res.stderr
 
 @pytest.mark.slow

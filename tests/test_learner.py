@@ -6,7 +6,7 @@ quick = dict(hidden_size=16, projection_size=8)
 def test_it_equals_the_learner_by_hand():
     x,r = noise(32,20),[]
     body = conv_body()
-    for mk in (lambda d: byol_learner(d, deepcopy(body), **quick), lambda d: Learner(d, BYOL(deepcopy(body), **quick), loss_func=BYOLLoss(), cbs=BYOLCallback(size=16))):
+    for mk in (lambda d: byol_learner(d, deepcopy(body), **quick), lambda d: Learner(d, BYOL(deepcopy(body), **quick), loss_func=BYOLLoss(), cbs=BYOLCallback())):
         set_seed(1); learn = hush(mk(image_dls(x))); learn.model.load_state_dict(r[0][0] if r else learn.model.state_dict())
         start = sd_of(learn); set_seed(2); learn.fit(1, 1e-2); r.append((start,sd_of(learn)))
     assert same_sd(r[0][0], r[1][0]) and same_sd(r[0][1], r[1][1])
@@ -15,10 +15,16 @@ def test_it_equals_the_learner_by_hand():
 def test_channels_are_those_of_the_images(n_in):
     learn = hush(byol_learner(image_dls(noise(24,20,n_in)), conv_body(n_in), **quick)); learn.fit(1, 1e-2); assert learn.model.spec.n_in==n_in
 
-@pytest.mark.parametrize('side,size,want', [(40,None,32), (20,None,16), (20,12,12), (8,None,8)])
-def test_views_are_four_fifths_of_the_images_or_as_asked(side, size, want):
+@pytest.mark.parametrize('side,size,want', [(40,None,40), (20,12,12), (8,None,8)])
+def test_views_are_of_the_size_of_the_images_or_as_asked(side, size, want):
     learn = hush(byol_learner(image_dls(noise(24,side)), conv_body(), size=size, cbs=[g:=Grab()], **quick)); learn.fit(1, 1e-2)
     assert g.xs[0][0].shape[-2:]==(want,want) and learn.model.view_size==want
+
+@pytest.mark.parametrize('size', [16,30])
+def test_views_are_of_the_size_that_unlabelled_dls_was_asked_for(tmp_path, size):
+    for i,o in enumerate(noise(12, 40)): PILImage.create((o.permute(1,2,0)*255).byte().numpy().copy()).save(tmp_path/f'{i}.png')
+    learn = hush(byol_learner(unlabelled_dls(tmp_path, size, bs=4, device=cpu), conv_body(), cbs=[g:=Grab()], **quick)); learn.fit(1, 1e-2)
+    assert g.xs[0][0].shape[-2:]==(size,size) and learn.model.view_size==size
 
 def test_arguments_reach_their_places():
     learn = byol_learner(image_dls(noise(24,20)), 'resnet18', views=(same,mirror), tau=.9, tau_end=.95, norm='layer', small_stem=True, momentum=False,
@@ -28,7 +34,7 @@ def test_arguments_reach_their_places():
     assert m.target is None and m.spec.small_stem and isinstance(m.projector[1], nn.LayerNorm) and m.projection_size==8
 
 def test_model_args_reach_timm():
-    learn = byol_learner(image_dls(noise(24,40)), 'vit_tiny_patch16_224', model_args=dict(img_size=32), **quick)
+    learn = byol_learner(image_dls(noise(24,32)), 'vit_tiny_patch16_224', model_args=dict(img_size=32), **quick)
     assert learn.model.body.model.patch_embed.img_size==(32,32)
 
 def test_building_leaves_the_order_of_training_alone():
