@@ -45,7 +45,7 @@ def view_size(
     "The first that is known of: `size`, the size that `dls` was built for, the shorter side of the images"
     return size or getattr(dls, 'view_size', None) or min(x.shape[-2:])
 
-# %% ../nbs/05_callback.ipynb #2a113363
+# %% ../nbs/05_callback.ipynb #98384be5
 class BYOLCallback(Callback):
     "Pretrain a `BYOL` model: two views of each batch, the target's projections as `yb`, one target update per optimiser step"
     # after autocast has begun (MixedPrecision, 10), so that the target runs in the same precision as the online network, and
@@ -109,7 +109,7 @@ class BYOLCallback(Callback):
         "The views asked for, or the default ones for images such as `x`, which may grow from one `fit` to the next"
         if self.views is not None: return self._placed(self.views, x)
         key = view_size(self.size, self.dls, x),x.shape[1]
-        if key not in self._made: self._made = {key:byol_views(key[0], n_in=key[1])}
+        if key not in self._made: self._made,self._device = {key:byol_views(key[0], n_in=key[1])},torch.device('cpu')
         return self._placed(self._made[key], x)
 
     def _placed(self, views, x):

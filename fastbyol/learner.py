@@ -13,7 +13,7 @@ from .data import *
 from .model import *
 from .callback import *
 
-# %% ../nbs/07_learner.ipynb #cfba9ee0
+# %% ../nbs/07_learner.ipynb #4404a906
 _model_args = 'pretrained,hidden_size,projection_size,norm,layer,small_stem,momentum,stats'.split(',')
 
 @delegates(Learner.__init__, but='dls,model,loss_func,cbs')
@@ -34,7 +34,7 @@ def byol_learner(
     "A `Learner` that pretrains the body of `arch` on the images of `dls` with BYOL"
     x = first_image(dls)
     if n_in is None: n_in = x.shape[1]
-    size = view_size(size, dls, x)
+    if views is None: size = view_size(size, dls, x)
     cb = BYOLCallback(views=views, size=size, tau=tau, tau_end=tau_end)
     model = BYOL(arch, n_in=n_in, **{k:kwargs.pop(k) for k in _model_args if k in kwargs}, **(model_args or {}))
     if views is None: model.spec.check_size(model.body, size)
