@@ -7,12 +7,13 @@ Docs: https://fastbyol.github.io/fastbyol/body.html.md"""
 # %% auto #0
 __all__ = ['eval_mode', 'pool_features', 'LayerBody', 'small_stem_', 'BodySpec', 'run_body']
 
-# %% ../nbs/01_body.ipynb #d00bd5e8
+# %% ../nbs/01_body.ipynb #45fe1e13
 import difflib,timm,torchvision
 from contextlib import contextmanager
 from fastai.vision.all import *
 from fastai.vision.learner import create_vision_model, create_timm_model, TimmBody
 from timm.models.resnet import ResNet as TimmResNet
+from .heads import check_counts
 
 # %% ../nbs/01_body.ipynb #8d7c70a9
 @contextmanager
@@ -105,7 +106,7 @@ def small_stem_(
 # %% ../nbs/01_body.ipynb #4de67f42
 _grey_stats = tuple(sum(o)/3 for o in imagenet_stats) # for channel counts that ImageNet has no statistics for
 
-# %% ../nbs/01_body.ipynb #60cbfe90
+# %% ../nbs/01_body.ipynb #fb47b371
 class BodySpec:
     "How to build a body: `arch` and what goes with it; after `build`, what is known of it"
     def __init__(self,
@@ -116,7 +117,7 @@ class BodySpec:
         size:int=None, # side in pixels at which to probe the body; with `layer`, also: flatten the output
         **kwargs # for a timm name: passed on to `timm.create_model`, as by `vision_learner`
     ):
-        if not isinstance(n_in, int) or n_in<1: raise ValueError(f"`n_in` must be a whole number of 1 or more, got {n_in!r}")
+        check_counts(n_in=n_in)
         if isinstance(arch, str):
             try: known = timm.is_model(arch) or arch.startswith(('hf-hub:','hf_hub:','local-dir:'))
             except (ValueError,TypeError): known = False

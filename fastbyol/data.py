@@ -8,13 +8,14 @@ Docs: https://fastbyol.github.io/fastbyol/data.html.md"""
 __all__ = ['image_exts', 'find_images', 'open_image', 'square_image', 'OpenFnError', 'load_square', 'decode_images',
            'warn_unreadable', 'MemoryDL', 'is_empty', 'first_image', 'OpenImage', 'unlabelled_dls', 'few_labels']
 
-# %% ../nbs/04_data.ipynb #066020a0
+# %% ../nbs/04_data.ipynb #76ff1ea6
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from fastcore.imports import IN_NOTEBOOK
 from PIL import Image, ImageOps
 from fastai.vision.all import *
+from .heads import check_counts
 from .views import check_view_size
 
 # %% ../nbs/04_data.ipynb #501f4ec1
@@ -223,7 +224,7 @@ def _free_memory()->int: # bytes
     try: return int(re.search(r'MemAvailable:\s+(\d+)', Path('/proc/meminfo').read_text())[1])*1024
     except (OSError,TypeError): return os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')//2 # where there is no /proc
 
-# %% ../nbs/04_data.ipynb #5c526aab
+# %% ../nbs/04_data.ipynb #f57aacb6
 def unlabelled_dls(
     path:str|Path|list, # folder of images, any nesting and formats, or a list of files
     size:int=224, # side of the views that will be made, in pixels
@@ -242,7 +243,7 @@ def unlabelled_dls(
     "`DataLoaders` of unlabelled images for pretraining; files that cannot be read are left out, with a warning"
     check_view_size(size)
     if not 0<=valid_pct<1: raise ValueError(f"`valid_pct` is a part of the images, in [0,1), got {valid_pct!r}")
-    if not isinstance(bs, int) or bs<1: raise ValueError(f"`bs` must be a whole number of 1 or more, got {bs!r}")
+    check_counts(bs=bs)
     if open_fn is None and n_in not in (1,3,4): raise ValueError(f"PIL reads images of 1, 3 or 4 channels, got n_in={n_in}: pass `open_fn`, a function from a file to a uint8 array ({n_in}, h, w)")
     files,item_size = find_images(path),item_size or size*5//4
     if in_memory not in (True,False,'auto','device'): raise ValueError(f"`in_memory` is True, False, 'auto' or 'device', got {in_memory!r}")
@@ -282,7 +283,7 @@ def _readable(files, open_fn=None):
         errs = list(_bar(ex.map(one, files), len(files), 'reading'))
     return [f for f,e in zip(files, errs) if e is None],[(f,e) for f,e in zip(files, errs) if e is not None]
 
-# %% ../nbs/04_data.ipynb #f4ad179a
+# %% ../nbs/04_data.ipynb #26a3b53e
 def few_labels(
     items:list, # all items, such as file names
     labels, # label of each item, or a function of the item, such as `parent_label`
@@ -300,7 +301,7 @@ def few_labels(
     if pct is not None:
         if not 0<pct<=1: raise ValueError(f"`pct` is a part of all items, in (0,1], got {pct!r}")
         per_class = max(1, round(pct*len(items)/len(groups)))
-    if not isinstance(per_class, int) or per_class<1: raise ValueError(f"`per_class` must be a whole number of 1 or more, got {per_class!r}")
+    check_counts(per_class=per_class)
     short = {k:len(v) for k,v in groups.items() if len(v)<per_class}
     if short: raise ValueError(f"{per_class} images per class are wanted, but there are only " + ', '.join(f'{n} of {k!r}' for k,n in list(short.items())[:5]) + ": lower `per_class` or `pct`")
     rng = random.Random(seed)

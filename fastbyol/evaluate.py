@@ -7,11 +7,12 @@ Docs: https://fastbyol.github.io/fastbyol/evaluate.html.md"""
 # %% auto #0
 __all__ = ['get_embeddings', 'knn_predict', 'knn_accuracy', 'fresh_body', 'LabelEfficiency', 'label_efficiency']
 
-# %% ../nbs/09_evaluate.ipynb #64b2a6ed
+# %% ../nbs/09_evaluate.ipynb #0d2041c2
 from contextlib import nullcontext
 from copy import copy,deepcopy
 from sklearn.linear_model import LogisticRegression
 from fastai.vision.all import *
+from .heads import check_counts
 from .data import *
 from .body import *
 from .views import *
@@ -65,7 +66,7 @@ def get_embeddings(
     if n is not None and len(feats)!=n: raise ValueError(f"{n-len(feats)} of {n} items could not be read, and the features would not line up with the others: leave those files out (`unlabelled_dls` with `in_memory=True` finds them)")
     return feats,torch.cat(labels) if labels else None
 
-# %% ../nbs/09_evaluate.ipynb #afbabafd
+# %% ../nbs/09_evaluate.ipynb #1e813712
 def knn_predict(
     bank:Tensor, # features of the labelled images, (n, d)
     labels:Tensor, # their labels, (n,)
@@ -78,7 +79,7 @@ def knn_predict(
     if len(bank)!=len(labels): raise ValueError(f"Each image of the bank has a label, got {len(bank)} images and {len(labels)} labels")
     if len(bank)==0: raise ValueError("The bank is empty: there is nobody to ask")
     if bank.shape[1]!=queries.shape[1]: raise ValueError(f"Bank and queries have the same width, got {bank.shape[1]} and {queries.shape[1]}")
-    if not isinstance(k, int) or k<1: raise ValueError(f"`k` must be a whole number of 1 or more, got {k!r}")
+    check_counts(k=k)
     for nm,o in (('bank',bank),('queries',queries)):
         if not o.isfinite().all(): raise ValueError(f"The features of the {nm} hold NaN or infinity: the body has diverged")
     if temperature<=0: raise ValueError(f"`temperature` must be above 0, got {temperature!r}")

@@ -48,7 +48,7 @@ def check_tau(
     if not 0<=tau<=1: raise ValueError(f"`{name}` is the weight kept on the target, in [0,1], got {tau!r}")
     return tau
 
-# %% ../nbs/03_model.ipynb #7c97864c
+# %% ../nbs/03_model.ipynb #3f6d4838
 class BYOL(nn.Module):
     "Any body with a projector, a predictor and a target network (arXiv:2006.07733, section 3)"
     def __init__(self,
@@ -67,8 +67,7 @@ class BYOL(nn.Module):
     ):
         super().__init__()
         self.spec = BodySpec(arch, n_in, small_stem=small_stem, layer=layer, size=size, **kwargs)
-        for nm,n in dict(hidden_size=hidden_size, projection_size=projection_size).items():
-            if not isinstance(n, int) or n<1: raise ValueError(f"`{nm}` must be a whole number of 1 or more, got {n!r}")
+        check_counts(hidden_size=hidden_size, projection_size=projection_size)
         # the heads first: they are quick, and name a wrong size before the body is built
         self.predictor = mlp_head(projection_size, hidden_size, projection_size, norm)
         self.body = self.spec.build(pretrained)
