@@ -7,7 +7,7 @@ Docs: https://fastbyol.github.io/fastbyol/monitor.html.md"""
 # %% auto #0
 __all__ = ['Monitor', 'KNNCallback', 'OnlineProbe', 'feature_std', 'effective_rank', 'alignment', 'uniformity', 'HealthMonitor']
 
-# %% ../nbs/10_monitor.ipynb #d31be6a2
+# %% ../nbs/10_monitor.ipynb #a2013dcb
 import torch.distributed as dist
 from fastai.vision.all import *
 from fastai.callback.fp16 import MixedPrecision
@@ -19,8 +19,9 @@ from .data import *
 from .callback import *
 from .transfer import *
 from .evaluate import *
+from .evaluate import _in_order,_picked
 
-# %% ../nbs/10_monitor.ipynb #20125e02
+# %% ../nbs/10_monitor.ipynb #e7e0f7f1
 class Monitor(Callback):
     "Base of callbacks that look at the model after an epoch of training and add what they see to the table of progress"
     # before the `Recorder` (50), which asks the metrics for their names and values
@@ -29,7 +30,7 @@ class Monitor(Callback):
 
     def _reset(self): self.rows,self._resumed = [],False
     def before_fit(self):
-        # not while the learning rate finder or `get_preds` use the loop
+        # neither while the learning rate finder nor while `get_preds` uses the loop
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self, 'gather_preds')
         if not self.run: return
         if not getattr(self, '_resumed', False): self._reset()
@@ -64,15 +65,13 @@ class Monitor(Callback):
 
     def __getstate__(self): return {k:v for k,v in self.__dict__.items() if k not in ('_mine','_hook')}
 
-# %% ../nbs/10_monitor.ipynb #5b68e575
+# %% ../nbs/10_monitor.ipynb #6ee0e299
 def _sample_dl(dl, n, seed):
-    "`dl` of at most `n` of its items, drawn with `seed`"
+    "`dl` of at most `n` of its items, drawn with `seed`; None: all"
     dl = getattr(dl, 'dl', dl) # a `DistributedDL` keeps the real one in `dl`
-    try: total = len(dl.dataset)
-    except (TypeError,AttributeError): return dl
-    if n is None or n>=total or not hasattr(dl, 'get_idxs'): return dl
-    idxs = sorted(random.Random(seed).sample(range(total), n))
-    return dl.new(n=n, shuffle=False, drop_last=False, get_idxs=lambda: idxs, after_batch=list(dl.after_batch.fs))
+    if n is None: return dl
+    # a new loader draws the seed of its own random numbers
+    with fixed_rng(seed): return _picked(dl, lambda idxs: sorted(random.sample(list(idxs), min(n, len(idxs)))))
 
 class KNNCallback(Monitor):
     "Accuracy of the nearest neighbours as a column of the table of progress, `knn`"
@@ -113,14 +112,14 @@ class KNNCallback(Monitor):
     def after_train(self):
         if self._due(): self._look(self.epoch+1)
     def _look(self, epoch):
-        acc = knn_accuracy(self.learn, *self._dls, k=self.k, temperature=self.temperature, target=self.target)
+        acc = knn_accuracy(self.learn, *self._dls, k=self.k, temperature=self.temperature, target=self.target, sharded=True)
         self.rows.append(dict(epoch=epoch, knn=acc))
     def after_fit(self):
         super().after_fit()
         self._dls = None
     def __getstate__(self): return {**super().__getstate__(), 'pair':None, '_dls':None}
 
-# %% ../nbs/10_monitor.ipynb #4aa3855a
+# %% ../nbs/10_monitor.ipynb #2260f03c
 class OnlineProbe(Monitor):
     "A linear classifier trained beside BYOL on the representations, without gradient to the body; its accuracy as a column, `probe`"
     # before `BYOLCallback` (12) takes labels and images out of the batch
@@ -175,7 +174,7 @@ class OnlineProbe(Monitor):
             if not self._seen: return # the batch was cancelled before the model saw it
             # the last two views that went by, of which the first; a target without weights of its own has seen them before
             y = torch.cat(self._seen)[-2*len(known):][:len(known)]
-            self._train = self._count(self._train, self._step(y[known].float(), self._y[known]), self._y[known])
+            self._train = self._count(self._train, self._fit_head(y[known].float(), self._y[known]), self._y[known])
         else:
             x = to_unit(self._x, find_normalize(self.dl if hasattr(getattr(self.dl, 'dl', self.dl), 'after_batch') else self.dls.train))
             with eval_mode(model),eval_mode(self.head): pred = self.head(model.embed(model.normalize(x)).float())[known]
@@ -184,7 +183,7 @@ class OnlineProbe(Monitor):
         self._x = self._y = None
 
     @torch.enable_grad()
-    def _step(self, feats, y):
+    def _fit_head(self, feats, y):
         "One step of the classifier; the predictions from before it"
         many = num_distrib()>1
         n = torch.tensor(float(len(y)), device=feats.device)
@@ -259,7 +258,7 @@ def uniformity(
     "Logarithm of the mean Gaussian potential, exp(-2|x-y|²), over pairs of unit features"
     return F.pdist(F.normalize(f, dim=1)).pow(2).mul(-2).exp().mean().log().item()
 
-# %% ../nbs/10_monitor.ipynb #b58f1d61
+# %% ../nbs/10_monitor.ipynb #fca9212b
 # From runs recorded in the section `Healthy and collapsed` below
 _limits = dict(
     std=.3,       # projections of less than this are nearly all the same ...
@@ -332,8 +331,8 @@ class HealthMonitor(Monitor):
     def _numbers(self):
         m,byol,got = online_model(self.model),self.learn.byol,[]
         dev,norm = next(m.parameters()).device,find_normalize(self._dl)
-        with eval_mode(m),fixed_rng(self.seed):
-            for b in self._dl:
+        with eval_mode(m),fixed_rng(self.seed),_in_order(self._dl) as dl:
+            for b in dl:
                 x = to_unit(b[0] if isinstance(b, (tuple,list)) else b, norm).to(dev)
                 v1,v2 = (m.normalize(v) for v in make_views(byol._views(x), x))
                 y = m.embed(v1)
@@ -425,14 +424,14 @@ class HealthMonitor(Monitor):
         self._dl = None
     def __getstate__(self): return {**super().__getstate__(), 'dl':None, 'sample':None, '_dl':None}
 
-# %% ../nbs/10_monitor.ipynb #528c3939
+# %% ../nbs/10_monitor.ipynb #c575c66b
 @patch
 def plot_curves(self:Learner,
     figsize:tuple=None # in inches; None: by the number of panels
 ): # the figure
     "Loss, learning rate, `tau` and what the monitors saw, over the epochs of the last `fit`"
     rec = self.recorder
-    if not rec.losses: raise ValueError("There is nothing to draw yet: train first")
+    if not getattr(rec, 'losses', None): raise ValueError("There is nothing to draw yet: train first")
     cbs = {nm:getattr(self, nm) for nm in ('byol','knn','probe','health') if hasattr(self, nm)}
     vals,names = [list(o) for o in rec.values],list(rec.metric_names)[1:]
     first_ = self.n_epoch-len(vals) if vals else 0 # epochs before a resume are not in the recorder
