@@ -45,7 +45,16 @@ def view_size(
     "The first that is known of: `size`, the size that `dls` was built for, the shorter side of the images"
     return size or getattr(dls, 'view_size', None) or min(x.shape[-2:])
 
-# %% ../nbs/05_callback.ipynb #98384be5
+# %% ../nbs/05_callback.ipynb #05c55ea7
+def _average_buffers(m):
+    "Give the buffers of `m` their mean over all processes, each of which has batch norm statistics of its own unless they are synchronised"
+    bufs = [o for o in m.buffers() if o.is_floating_point()]
+    if not bufs or num_distrib()<2: return
+    flat = torch.cat([o.flatten() for o in bufs])
+    torch.distributed.all_reduce(flat)
+    torch._foreach_copy_(bufs, [a.view_as(b) for a,b in zip(flat.div_(num_distrib()).split([o.numel() for o in bufs]), bufs)])
+
+# %% ../nbs/05_callback.ipynb #ea9dcd06
 class BYOLCallback(Callback):
     "Pretrain a `BYOL` model: two views of each batch, the target's projections as `yb`, one target update per optimiser step"
     # after autocast has begun (MixedPrecision, 10), so that the target runs in the same precision as the online network, and
@@ -94,7 +103,7 @@ class BYOLCallback(Callback):
         try: n = _dl_attr(dl, 'partial_n', 'n') or len(_dl_attr(dl, 'dataset'))
         except TypeError: return # an iterable dataset
         if len(dl)==0: raise ValueError(f"There is not one batch to train on ({n} images, bs={bs}): use a smaller `bs`, or more images")
-        if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()): return
+        if not batch_norms(model): return
         if bs==1 or (bs and not drop and n%bs==1):
             raise ValueError(f"`BYOL` needs batches of 2 or more for batch norm, got {'bs=1' if bs==1 else f'a last batch of 1 ({n} images, bs={bs})'}: set `drop_last=True` or a larger `bs`")
 
@@ -191,7 +200,9 @@ class BYOLCallback(Callback):
         if self._cancelled: return
         k,n = self._step_of_run()
         self.taus.append(target_decay(k, n, self.tau, self.tau_end))
-        online_model(self.model).update_target(self.taus[-1])
+        model = online_model(self.model)
+        model.update_target(self.taus[-1])
+        if model.momentum and model.target_bn!='own': _average_buffers(model.target)
 
     def _step_of_run(self):
         "Which optimiser step of the run this is, from 0, and of how many; right after a resume with `start_epoch`, too"

@@ -158,20 +158,14 @@ def knn_accuracy(
     if by is None or qy is None: raise ValueError(f"Both data loaders need labels, {'`train_dl`' if by is None else '`test_dl`'} has none")
     return (knn_predict(bank, by, queries, k, temperature)==qy).float().mean().item()
 
-# %% ../nbs/09_evaluate.ipynb #eac8b724
+# %% ../nbs/09_evaluate.ipynb #6a6be0e4
 def fresh_body(
     source # `Learner` that trained a `BYOL`, a `BYOL`, a file from `save_body`, or what `load_body` returned
 )->tuple: # (body, meta) as from `load_body`
     "The same body with new random weights: what training from scratch starts from"
     body,spec,stats = as_body(source)
     if isinstance(spec.arch, nn.Module):
-        body = deepcopy(body)
-        own = {id(p) for m in body.modules() if hasattr(m, 'reset_parameters') for p in m.parameters(recurse=False)}
-        left = [n for n,p in body.named_parameters() if id(p) not in own]
-        if left: raise ValueError(f"{spec.name} has weights that no `reset_parameters` makes new: {', '.join(left[:3])}: give the modules that hold them such a method")
-        for m in body.modules():
-            if hasattr(m, 'reset_parameters'): m.reset_parameters()
-        spec = copy(spec)
+        body,spec = reset_weights(deepcopy(body), spec.name),copy(spec)
     else:
         spec = BodySpec(spec.arch, spec.n_in, small_stem=spec.small_stem, layer=spec.layer, size=spec.size, **spec.kwargs)
         body = spec.build()

@@ -13,8 +13,8 @@ from .data import *
 from .model import *
 from .callback import *
 
-# %% ../nbs/07_learner.ipynb #4404a906
-_model_args = 'pretrained,hidden_size,projection_size,norm,layer,small_stem,momentum,stats'.split(',')
+# %% ../nbs/07_learner.ipynb #87af4cea
+_model_args = 'pretrained,hidden_size,projection_size,norm,layer,small_stem,momentum,stats,target_bn,target_init,concat'.split(',')
 
 @delegates(Learner.__init__, but='dls,model,loss_func,cbs')
 @delegates(BYOL.__init__, but='arch,n_in,size', keep=True)

@@ -79,7 +79,7 @@ def _warn_once(msg):
         _warned.add(msg)
         warnings.warn(msg)
 
-# %% ../nbs/02_views.ipynb #02203520
+# %% ../nbs/02_views.ipynb #62ddd8dc
 def byol_views(
     size:int, # side of the views, in pixels
     n_in:int=3, # channels of the images; operations that need 3 are left out for other numbers
@@ -92,10 +92,12 @@ def byol_views(
     blur_p:tuple|None=None, # probability of blur in view 1 and view 2; None: (1, .1), and no blur at 32 pixels and less
     sigma:tuple=(.1,2.), # standard deviation of the blur, in pixels
     solarize_p:tuple=(0.,.2), # probability of solarisation in view 1 and view 2
+    symmetric:bool=False, # both views from one pipeline, whose probabilities are the means of the two
 )->tuple: # (view1, view2), `nn.Module`s from (bs, n_in, h, w) to (bs, n_in, size, size), both in [0,1]
     "The paper's two pipelines (arXiv:2006.07733, appendix B), every parameter drawn per image"
     check_view_size(size)
     if blur_p is None: blur_p = (1.,.1) if size>32 else (0.,0.)
+    if symmetric: blur_p,solarize_p = ((sum(o)/2,)*2 for o in (blur_p,solarize_p))
     if n_in!=3:
         jitter,gray_p = (*jitter[:2],0.,0.),0.
         _warn_once(f"Images have {n_in} channel{'s' if n_in>1 else ''}: views leave out saturation, hue and grayscale, which need 3")

@@ -1,0 +1,130 @@
+"""What each choice in BYOL is worth: the same short run on Imagenette with one thing changed at a time
+
+    python examples/ablations.py                                # downloads Imagenette (160 px) through fastai
+    python examples/ablations.py --path FOLDER                  # a folder with train/ and val/, each with a folder per class
+    python examples/ablations.py --only eman,concat --seeds 5   # some of the variants
+    python examples/ablations.py --table_only                    # only print what is in the output file
+
+Each run pretrains without labels and is judged by kNN on the validation photos. A row is written as soon as a run has ended, and runs whose
+row is in the output file already are left out: stop it and start it again at will, or start several at a time with different `--only`.
+
+The defaults are for a CPU: some minutes per run on one thread. On a GPU, a size at which differences mean more:
+
+    python examples/ablations.py --arch resnet18 --size 128 --bs 256 --epochs 100 --hidden_size 4096 --lr 1e-3
+"""
+import csv, platform, time, warnings
+from datetime import date
+from fastcore.script import call_parse
+from fastai.vision.all import *
+from fastai.callback.fp16 import MixedPrecision
+from torch.amp import GradScaler
+from fastbyol.all import *
+from fastbyol.demo import labelled_loaders, small_resnet
+
+variants = { # name -> (what the table calls it, arguments of `byol_learner`)
+    'untrained': ('random weights, not trained', {}),
+    'default':   ('default', {}),
+    'ema':       ("target's batch norm 'ema'", dict(target_bn='ema')),
+    'eman':      ("target's batch norm 'eman'", dict(target_bn='eman')),
+    'concat':    ('one pass for both views', dict(concat=True)),
+    'group':     ('heads with group norm, standardised weights', dict(norm='group')),
+    'layer':     ('heads with layer norm', dict(norm='layer')),
+    'none':      ('heads without norm', dict(norm=None)),
+    'tau99':     ('tau from .99', dict(tau=.99)),
+    'tau9':      ('tau from .9', dict(tau=.9)),
+    'constant':  ('tau constant at .996', dict(tau=.996, tau_end=.996)),
+    'simsiam':   ('no target network (SimSiam)', dict(momentum=False)),
+    'symmetric': ('symmetric views', dict(symmetric=True)),
+    'random':    ('target begins with its own weights', dict(target_init='random')),
+}
+
+class CPUBfloat16(MixedPrecision):
+    "fastai's mixed precision for a CPU, in bfloat16"
+    def before_fit(self): self.autocast,self.learn.scaler,self.scales = torch.autocast('cpu', torch.bfloat16),GradScaler('cpu', enabled=False),L()
+
+def pretrain(kw, dls, arch, size, epochs, lr, hidden_size, seed):
+    "A learner that has pretrained for `epochs`"
+    set_seed(seed)
+    kw = dict(kw)
+    views = byol_views(size, symmetric=kw.pop('symmetric', False))
+    body = small_resnet(3, (32,64,128,256)) if arch=='small' else arch
+    learn = byol_learner(dls, body, views=views, hidden_size=hidden_size, **kw)
+    if torch.cuda.is_available(): learn.to_bf16()
+    else:
+        learn.model.to(memory_format=torch.channels_last)
+        learn.add_cb(CPUBfloat16())
+    if epochs:
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
+    return learn
+
+def read_runs(out): return pd.read_csv(out) if out.exists() else pd.DataFrame(columns=['variant','seed'])
+
+def write_run(out, row):
+    "Append `row` at once, so that several processes may write to one file"
+    new = not out.exists()
+    with out.open('a', newline='') as f:
+        w = csv.DictWriter(f, row)
+        if new: w.writeheader()
+        w.writerow(row)
+
+def mean_se(x, scale=100, digits=1, sign=False):
+    x = scale*np.asarray(x, dtype=float)
+    x = x[~np.isnan(x)]
+    if not len(x): return '–'
+    m = f'{x.mean():{"+" if sign else ""}.{digits}f}'
+    return f'{m} ± {x.std(ddof=1)/len(x)**.5:.{digits}f}' if len(x)>1 else m
+
+def table(runs):
+    "Mean ± standard error over the seeds; differences are taken seed by seed"
+    base,rows = runs[runs.variant=='default'].set_index('seed').knn,[]
+    for nm,(title,_) in variants.items():
+        r = runs[runs.variant==nm].set_index('seed')
+        if not len(r): continue
+        diff = (r.knn-base).dropna()
+        rows.append({'':title, 'kNN, %':mean_se(r.knn), 'to the default':mean_se(diff, sign=True) if len(diff) and nm!='default' else '–',
+                     'kNN of the target, %':mean_se(r.knn_target), 'last loss':mean_se(r.loss, 1, 2), 'runs':len(r)})
+    return pd.DataFrame(rows).set_index('')
+
+@call_parse
+def main(
+    path:str=None, # folder with train/ and val/; Imagenette is downloaded when left out
+    epochs:int=6, # epochs of pretraining
+    size:int=32, # side of the views in pixels
+    arch:str='small', # 'small', or a timm name
+    bs:int=64, # images per batch
+    lr:float=2e-3, # highest learning rate of one cycle with Adam
+    hidden_size:int=1024, # hidden width of projector and predictor
+    n:int=0, # training photos, drawn with seed 0; 0: all
+    seeds:int=3, # runs of each variant
+    only:str=None, # names of variants, with commas between; left out: all
+    out:str='ablations.csv', # file for the rows
+    threads:int=0, # threads of torch; 0: as many as it likes
+    table_only:bool=False, # run nothing, print the table
+):
+    "One change at a time to BYOL, on Imagenette"
+    warnings.filterwarnings('ignore', category=FutureWarning) # of torch, about its own modules
+    out,only = Path(out),only.split(',') if only else list(variants)
+    if unknown := set(only)-set(variants): raise SystemExit(f"There is no variant {', '.join(sorted(unknown))}: they are {', '.join(variants)}")
+    if threads: torch.set_num_threads(threads)
+    cfg = dict(epochs=epochs, size=size, arch=arch, bs=bs, lr=lr, hidden_size=hidden_size, n=n)
+    mine = lambda df: df[np.logical_and.reduce([df[k]==v for k,v in cfg.items()])] if len(df) else df
+    todo = [] if table_only else [(seed,nm) for seed in range(seeds) for nm in only]
+    done = lambda: {(o.seed,o.variant) for o in mine(read_runs(out)).itertuples()}
+    if set(todo)-done():
+        path = Path(path) if path else untar_data(URLs.IMAGENETTE_160)
+        train,test = find_images(path/'train'),find_images(path/'val')
+        if n: train = sorted(random.Random(0).sample(train, n))
+        dls = unlabelled_dls(train, size, bs, valid_pct=0, in_memory=True)
+        labelled = labelled_loaders(train, test, size, bs=256)
+        print(f"{date.today()}, {torch.get_num_threads()} thread(s) of {platform.machine()}, torch {torch.__version__}: {len(train):,} photos, {len(test):,} put aside, {cfg}", flush=True)
+    for seed,nm in todo:
+        if (seed,nm) in done(): continue
+        start = time.time()
+        learn = pretrain(variants[nm][1], dls, seed=seed, **{k:0 if nm=='untrained' and k=='epochs' else v for k,v in cfg.items() if k not in ('bs','n')})
+        row = dict(variant=nm, seed=seed, **cfg, knn=knn_accuracy(learn, labelled.train, labelled.valid),
+                   knn_target=knn_accuracy(learn, labelled.train, labelled.valid, target=True) if learn.model.momentum else math.nan,
+                   loss=learn.recorder.values[-1][0] if nm!='untrained' else math.nan, minutes=round((time.time()-start)/60, 2))
+        write_run(out, row)
+        print(f"{nm:10} seed {seed}: kNN {100*row['knn']:.1f} %, of the target {100*row['knn_target']:.1f} %, loss {row['loss']:.2f}, {row['minutes']} min", flush=True)
+    runs = mine(read_runs(out))
+    if len(runs): print('\n'+table(runs).to_string())
