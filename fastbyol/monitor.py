@@ -21,7 +21,7 @@ from .transfer import *
 from .evaluate import *
 from .evaluate import _in_order,_picked
 
-# %% ../nbs/10_monitor.ipynb #e7e0f7f1
+# %% ../nbs/10_monitor.ipynb #737bd7be
 class Monitor(Callback):
     "Base of callbacks that look at the model after an epoch of training and add what they see to the table of progress"
     # before the `Recorder` (50), which asks the metrics for their names and values
@@ -45,7 +45,9 @@ class Monitor(Callback):
     def _latest(self, col):
         # an epoch in which nobody looked has no value
         return self.rows[-1].get(col, math.nan) if self.rows and self.rows[-1]['epoch']==self.epoch+1 else math.nan
-    def after_fit(self): self._drop_columns()
+    def after_fit(self):
+        self._drop_columns()
+        self._resumed = False
 
     def _due(self): return (self.epoch+1)%self.every==0 or self.epoch+1==self.n_epoch
 
@@ -119,7 +121,7 @@ class KNNCallback(Monitor):
         self._dls = None
     def __getstate__(self): return {**super().__getstate__(), 'pair':None, '_dls':None}
 
-# %% ../nbs/10_monitor.ipynb #2260f03c
+# %% ../nbs/10_monitor.ipynb #0b88d4e6
 class OnlineProbe(Monitor):
     "A linear classifier trained beside BYOL on the representations, without gradient to the body; its accuracy as a column, `probe`"
     # before `BYOLCallback` (12) takes labels and images out of the batch
@@ -148,9 +150,6 @@ class OnlineProbe(Monitor):
         n_out = self.n_out or len(vocab) or getattr(self.dls, 'c', None)
         if not n_out: raise ValueError("`OnlineProbe` needs labels in the pretraining data, and to know how many classes there are: use labelled `DataLoaders`, or pass `n_out`")
         if self.head is None: self._make(model.n_features, n_out)
-        p = next(model.parameters())
-        self.head.to(p.device)
-        for s in self.opt_probe.state.values(): s.update({k:v.to(p.device) for k,v in s.items() if isinstance(v, Tensor) and v.ndim})
         if getattr(self, '_hook', None): self._hook.remove()
         self._seen = []
         self._hook = model.projector.register_forward_pre_hook(self._keep) # what goes into the projector is the representation
@@ -162,7 +161,12 @@ class OnlineProbe(Monitor):
     def _keep(self, m, args):
         if self.training: self._seen.append(args[0].detach())
 
-    def before_train(self): self._train = self._valid = (0,0)
+    def before_train(self):
+        self._train = self._valid = (0,0)
+        if not self._new_run: return
+        self._new_run,dev = False,first(self.model.parameters()).device # after a resume, too
+        self.head.to(dev)
+        for s in self.opt_probe.state.values(): s.update({k:v.to(dev) for k,v in s.items() if isinstance(v, Tensor) and v.ndim})
     def before_batch(self):
         self._seen.clear()
         if not len(self.yb): raise ValueError("`OnlineProbe` needs labels, and the batches have none: use labelled `DataLoaders`, or leave it out")
