@@ -5,7 +5,8 @@
     python examples/ablations.py --only eman,concat --seeds 5   # some of the variants
     python examples/ablations.py --table_only                    # only print what is in the output file
 
-Each run pretrains without labels and is judged by kNN on the validation photos. A row is written as soon as a run has ended, and runs whose
+Each run pretrains without labels and is judged on the validation photos by kNN and by a linear classifier on the frozen body, both with the
+labels of all training photos. A row is written as soon as a run has ended, and runs whose
 row is in the output file already are left out: stop it and start it again at will, or start several at a time with different `--only`.
 
 The defaults are for a CPU: some minutes per run on one thread. On a GPU, a size at which differences mean more:
@@ -18,6 +19,7 @@ from fastcore.script import call_parse
 from fastai.vision.all import *
 from fastai.callback.fp16 import MixedPrecision
 from torch.amp import GradScaler
+from sklearn.linear_model import RidgeClassifierCV
 from fastbyol.all import *
 from fastbyol.demo import labelled_loaders, small_resnet
 
@@ -47,7 +49,7 @@ def pretrain(kw, dls, arch, size, epochs, lr, hidden_size, seed):
     set_seed(seed)
     kw = dict(kw)
     views = byol_views(size, symmetric=kw.pop('symmetric', False))
-    body = small_resnet(3, (32,64,128,256)) if arch=='small' else arch
+    body = small_resnet(3, (16,32,64,128)) if arch=='small' else arch
     learn = byol_learner(dls, body, views=views, hidden_size=hidden_size, **kw)
     if torch.cuda.is_available(): learn.to_bf16()
     else:
@@ -56,6 +58,20 @@ def pretrain(kw, dls, arch, size, epochs, lr, hidden_size, seed):
     if epochs:
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
     return learn
+
+def evaluate(learn, labelled):
+    "Accuracy of kNN by the online body and by the target's, and of a linear classifier (ridge regression on standardised features)"
+    accs = {}
+    for nm,target in (('knn',False), ('knn_target',True)):
+        if target and not learn.model.momentum:
+            accs[nm] = math.nan
+            continue
+        (bank,y),(queries,qy) = (get_embeddings(learn, dl, target=target) for dl in (labelled.train, labelled.valid))
+        accs[nm] = (knn_predict(bank, y, queries)==qy).float().mean().item()
+        if target: continue
+        z = lambda f: ((f-bank.mean(0))/(bank.std(0)+1e-6)).numpy()
+        accs['linear'] = RidgeClassifierCV(np.logspace(-1,5,7)).fit(z(bank), y).score(z(queries), qy)
+    return accs
 
 def read_runs(out): return pd.read_csv(out) if out.exists() else pd.DataFrame(columns=['variant','seed'])
 
@@ -76,24 +92,24 @@ def mean_se(x, scale=100, digits=1, sign=False):
 
 def table(runs):
     "Mean ± standard error over the seeds; differences are taken seed by seed"
-    base,rows = runs[runs.variant=='default'].set_index('seed').knn,[]
+    base,rows = runs[runs.variant=='default'].set_index('seed'),[]
     for nm,(title,_) in variants.items():
         r = runs[runs.variant==nm].set_index('seed')
         if not len(r): continue
-        diff = (r.knn-base).dropna()
-        rows.append({'':title, 'kNN, %':mean_se(r.knn), 'to the default':mean_se(diff, sign=True) if len(diff) and nm!='default' else '–',
-                     'kNN of the target, %':mean_se(r.knn_target), 'last loss':mean_se(r.loss, 1, 2), 'runs':len(r)})
+        diff = {k:mean_se((r[k]-base[k]).dropna(), sign=True) if nm!='default' else '–' for k in ('knn','linear')}
+        rows.append({'':title, 'kNN, %':mean_se(r.knn), 'Δ kNN':diff['knn'], 'linear, %':mean_se(r.linear), 'Δ linear':diff['linear'],
+                     "target's kNN, %":mean_se(r.knn_target), 'last loss':mean_se(r.loss, 1, 2), 'runs':len(r)})
     return pd.DataFrame(rows).set_index('')
 
 @call_parse
 def main(
     path:str=None, # folder with train/ and val/; Imagenette is downloaded when left out
-    epochs:int=6, # epochs of pretraining
+    epochs:int=12, # epochs of pretraining
     size:int=32, # side of the views in pixels
     arch:str='small', # 'small', or a timm name
     bs:int=64, # images per batch
     lr:float=2e-3, # highest learning rate of one cycle with Adam
-    hidden_size:int=1024, # hidden width of projector and predictor
+    hidden_size:int=512, # hidden width of projector and predictor
     n:int=0, # training photos, drawn with seed 0; 0: all
     seeds:int=3, # runs of each variant
     only:str=None, # names of variants, with commas between; left out: all
@@ -121,10 +137,9 @@ def main(
         if (seed,nm) in done(): continue
         start = time.time()
         learn = pretrain(variants[nm][1], dls, seed=seed, **{k:0 if nm=='untrained' and k=='epochs' else v for k,v in cfg.items() if k not in ('bs','n')})
-        row = dict(variant=nm, seed=seed, **cfg, knn=knn_accuracy(learn, labelled.train, labelled.valid),
-                   knn_target=knn_accuracy(learn, labelled.train, labelled.valid, target=True) if learn.model.momentum else math.nan,
+        row = dict(variant=nm, seed=seed, **cfg, **evaluate(learn, labelled),
                    loss=learn.recorder.values[-1][0] if nm!='untrained' else math.nan, minutes=round((time.time()-start)/60, 2))
         write_run(out, row)
-        print(f"{nm:10} seed {seed}: kNN {100*row['knn']:.1f} %, of the target {100*row['knn_target']:.1f} %, loss {row['loss']:.2f}, {row['minutes']} min", flush=True)
+        print(f"{nm:10} seed {seed}: kNN {100*row['knn']:.1f} %, of the target {100*row['knn_target']:.1f} %, linear {100*row['linear']:.1f} %, loss {row['loss']:.2f}, {row['minutes']} min", flush=True)
     runs = mine(read_runs(out))
     if len(runs): print('\n'+table(runs).to_string())

@@ -5,6 +5,7 @@ from .views import *
 from .model import *
 from .data import *
 from .callback import *
+from .recipe import *
 from .learner import *
 from .transfer import *
 from .evaluate import *

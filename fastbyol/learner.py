@@ -9,11 +9,42 @@ __all__ = ['byol_learner']
 
 # %% ../nbs/07_learner.ipynb #53ad037e
 from fastai.vision.all import *
+import timm
+from fastai.callback.training import GradientAccumulation
+from .heads import *
 from .data import *
+from .views import *
 from .model import *
 from .callback import *
+from .recipe import *
 
 # %% ../nbs/07_learner.ipynb #87af4cea
+def _takes_small_stem(arch):
+    if isinstance(arch, str): return timm.is_model(arch) and timm.model_entrypoint(arch).__module__=='timm.models.resnet'
+    return not isinstance(arch, nn.Module) and bool(re.search('resne[tx]', getattr(arch, '__name__', '')))
+
+def _recipe_for(r, dls, arch, x, own, cbs):
+    "Recipe `r` for the data `dls`; what the user passes besides, `own`, wins"
+    bs = batch_size(dls.train)
+    if r is True or isinstance(r, str):
+        check_counts(bs=bs)
+        r = recipe(bs=bs, preset=None if r is True else r).replace('your data', bs=bs).replace('default, `fit_byol` sets it', epochs=100)
+    if not isinstance(r, Recipe): raise TypeError(f"`recipe` takes what `recipe(epochs, bs)` returns, the name of a preset, or True, got {type(r).__name__}")
+    if bs and bs!=r.bs: raise ValueError(f"The recipe is for batches of {r.bs}, the data has bs={bs}: use `recipe({r.epochs}, {bs})`, with `effective_bs={r.effective_bs}` for as large steps, or data with bs={r.bs}")
+    data = {k:f() for k,f in dict(n_items=lambda: n_images(dls.train), size=lambda: view_size(None, dls, x)).items() if r.args[k] is None}
+    new = {k:own[k] for k in ('size','tau','tau_end','lr','wd','small_stem','pretrained') if own.get(k) is not None}
+    if 'norm' in own: new['norm'] = own['norm']
+    if 'lr' in new: new['base_lr'] = None
+    for cb in cbs.filter(risinstance(GradientAccumulation)): new['effective_bs'] = math.ceil(cb.n_acc/bs)*bs*r.processes
+    names = {}
+    if own.get('views') is not None: names['views'] = 'own'
+    if own.get('opt_func') is not None:
+        names['opt'] = getattr(own['opt_func'], '__name__', type(own['opt_func']).__name__)
+        if own.get('lr') is None: warnings.warn(f"`opt_func` is yours, but the learning rate {r.lr:g} is the recipe's, for {r.opt}: pass `lr`, too")
+    r = r.replace({k:'your data' for k in data if k not in new}, **{**data, **new}, _own={**r.args['_own'], **names})
+    if r.small_stem and not r.args['small_stem'] and not _takes_small_stem(arch): r = r.replace('ours: not known to be a resnet', small_stem=False)
+    return r
+
 _model_args = 'pretrained,hidden_size,projection_size,norm,layer,small_stem,momentum,stats,target_bn,target_init,concat'.split(',')
 
 @delegates(Learner.__init__, but='dls,model,loss_func,cbs')
@@ -21,21 +52,59 @@ _model_args = 'pretrained,hidden_size,projection_size,norm,layer,small_stem,mome
 def byol_learner(
     dls:DataLoaders, # images, with labels or without; labels are not used
     arch, # timm name, fastai or torchvision callable, or `nn.Module`
+    recipe:Recipe|str|bool=None, # a `recipe`, the name of a preset, or True: one for this data; what you pass besides wins over it
     views:tuple=None, # pair of callables (bs,c,h,w) in [0,1] -> the same; None: `byol_views(size)`
     size:int=None, # side of the default views, in pixels; None: what `unlabelled_dls` was asked for, else that of the images
-    tau:float=0.996, # weight kept on the target at the first step, in [0,1]
-    tau_end:float=1., # weight kept on the target at the last step, in [0,1]
+    tau:float=None, # weight kept on the target at the first step, in [0,1]; None: the recipe's, else .996
+    tau_end:float=None, # weight kept on the target at the last step, in [0,1]; None: the recipe's, else 1
     n_in:int=None, # channels; None: as the images have
     model_args:dict=None, # further arguments of `BYOL`, such as `img_size` for a timm transformer
     loss_func=None, # None: `BYOLLoss()`
     cbs=None, # further callbacks
     **kwargs
-)->Learner: # pretrain it with `fit_one_cycle`, then `to_vision_learner`
+)->Learner: # pretrain it with `fit_byol` or any other fit, then `to_vision_learner`
     "A `Learner` that pretrains the body of `arch` on the images of `dls` with BYOL"
     x = first_image(dls)
     if n_in is None: n_in = x.shape[1]
-    if views is None: size = view_size(size, dls, x)
-    cb = BYOLCallback(views=views, size=size, tau=tau, tau_end=tau_end)
+    r = None
+    if recipe:
+        r = _recipe_for(recipe, dls, arch, x, dict(kwargs, views=views, size=size, tau=tau, tau_end=tau_end), L(cbs))
+        tau,tau_end,size = r.tau,r.tau_end,r.size
+        kwargs = {**dict(opt_func=r.opt_func, splitter=r.splitter, lr=r.lr, wd=r.wd, norm=r.norm, small_stem=r.small_stem, pretrained=r.pretrained), **kwargs}
+        if not L(cbs).filter(risinstance(GradientAccumulation)): cbs = r.cbs + L(cbs)
+    elif views is None: size = view_size(size, dls, x)
+    cb = BYOLCallback(views=views, size=size, tau=ifnone(tau, .996), tau_end=ifnone(tau_end, 1.), blur=r is None or r.values.get('blur', True))
     model = BYOL(arch, n_in=n_in, **{k:kwargs.pop(k) for k in _model_args if k in kwargs}, **(model_args or {}))
     if views is None: model.spec.check_size(model.body, size)
-    return Learner(dls, model, loss_func=ifnone(loss_func, BYOLLoss()), cbs=[cb, *L(cbs)], **kwargs)
+    learn = Learner(dls, model, loss_func=ifnone(loss_func, BYOLLoss()), cbs=[cb, *L(cbs)], **kwargs)
+    if r is not None: learn.recipe = r
+    return learn
+
+# %% ../nbs/07_learner.ipynb #137b5944
+@patch
+def fit_byol(self:Learner,
+    epochs:int=None, # epochs of the whole run; None: the recipe's. For another number the recipe is resolved anew
+    lr:float|slice=None, # highest learning rate; None: the recipe's, else that of the learner
+    warmup:float=None, # epochs of warm-up; None: the recipe's, else `default_warmup`
+    wd:float=None, # weight decay; None: the recipe's, else that of the learner
+    cbs=None, # further callbacks
+    reset_opt:bool=False, # begin with a new optimiser?
+    start_epoch:int=0, # epoch to go on from, after loading what had been saved
+):
+    "Pretrain with linear warm-up and cosine on the learning rate and a cosine on τ, both by optimiser step (arXiv:2006.07733, section 3.3)"
+    r,cb = getattr(self, 'recipe', None),first(o for o in self.cbs if isinstance(o, BYOLCallback))
+    if cb is None: raise TypeError("`fit_byol` needs a `BYOLCallback`: build the learner with `byol_learner`")
+    if r is None and epochs is None: raise ValueError("`fit_byol` needs the number of epochs, or a learner with a `recipe`")
+    if r is not None:
+        new = {k:v for k,v in dict(epochs=epochs, lr=lr, warmup=warmup, wd=wd).items() if v is not None and not isinstance(v, slice)}
+        if any(r.get(k)!=v for k,v in new.items()):
+            self.recipe = r = r.replace(**new, **(dict(base_lr=None) if 'lr' in new else {}))
+            cb.tau,cb.tau_end = r.tau,r.tau_end
+        epochs,lr,warmup,wd = r.epochs,ifnone(lr, r.lr),r.warmup,r.wd
+    check_counts(epochs=epochs)
+    if not 0<=start_epoch<epochs: raise ValueError(f"`start_epoch` must be below the {epochs} epochs of the whole run, got {start_epoch}")
+    if warmup is not None and not 0<=warmup<=epochs: raise ValueError(f"`warmup` must be in [0,{epochs}], the epochs of the run, got {warmup!r}")
+    if self.opt is None: self.create_opt()
+    self.opt.set_hyper('lr', ifnone(lr, self.lr))
+    lrs = [h['lr'] for h in self.opt.hypers]
+    self.fit(epochs, lr=lrs, wd=wd, cbs=LRSchedule(lrs, warmup)+L(cbs), reset_opt=reset_opt, start_epoch=start_epoch)

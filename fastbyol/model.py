@@ -17,7 +17,7 @@ from .body import *
 def _loss_per_item(pred, targ):
     if pred.shape!=targ.shape or pred.ndim!=3 or pred.shape[1]!=2:
         raise ValueError(f"`byol_loss` takes two tensors (bs,2,n), got {tuple(pred.shape)} and {tuple(targ.shape)}")
-    q,z = F.normalize(pred.float(), dim=-1),F.normalize(targ.float(), dim=-1)
+    q,z = (F.normalize(o.to(torch.promote_types(o.dtype, torch.float32)), dim=-1) for o in (pred,targ)) # half precision is too coarse
     return (2 - 2*(q*z).sum(-1)).sum(1)
 
 def byol_loss(
