@@ -262,11 +262,11 @@ def uniformity(
     "Logarithm of the mean Gaussian potential, exp(-2|x-y|²), over pairs of unit features"
     return F.pdist(F.normalize(f, dim=1)).pow(2).mul(-2).exp().mean().log().item()
 
-# %% ../nbs/10_monitor.ipynb #fca9212b
+# %% ../nbs/10_monitor.ipynb #6767040f
 # From runs recorded in the section `Healthy and collapsed` below
 _limits = dict(
     std=.3,       # projections of less than this are nearly all the same ...
-    agreement=.5, # ... and if predictions agree with targets so well, it is because there is nothing to tell apart
+    agreement=.6, # ... and if predictions agree with targets so well, it is because there is nothing to tell apart
     rank=2.,      # projections that vary in fewer directions
     idle=.1,      # predictions that agree no better than this have not been learned
     alike=1e-6,   # alignment of views that are the same
