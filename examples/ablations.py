@@ -47,6 +47,7 @@ class CPUBfloat16(MixedPrecision):
 def pretrain(kw, dls, arch, size, epochs, lr, hidden_size, seed):
     "A learner that has pretrained for `epochs`"
     set_seed(seed)
+    dls.train.rng = random.Random(seed) # fastai shuffles with random numbers of the loader's own
     kw = dict(kw)
     views = byol_views(size, symmetric=kw.pop('symmetric', False))
     body = small_resnet(3, (16,32,64,128)) if arch=='small' else arch
@@ -104,7 +105,7 @@ def table(runs):
 @call_parse
 def main(
     path:str=None, # folder with train/ and val/; Imagenette is downloaded when left out
-    epochs:int=12, # epochs of pretraining
+    epochs:int=8, # epochs of pretraining
     size:int=32, # side of the views in pixels
     arch:str='small', # 'small', or a timm name
     bs:int=64, # images per batch

@@ -70,7 +70,8 @@ def byol_learner(
     if recipe:
         r = _recipe_for(recipe, dls, arch, x, dict(kwargs, views=views, size=size, tau=tau, tau_end=tau_end), L(cbs))
         tau,tau_end,size = r.tau,r.tau_end,r.size
-        kwargs = {**dict(opt_func=r.opt_func, splitter=r.splitter, lr=r.lr, wd=r.wd, norm=r.norm, small_stem=r.small_stem, pretrained=r.pretrained), **kwargs}
+        kwargs = {**dict(splitter=r.splitter, lr=r.lr, wd=r.wd, norm=r.norm, small_stem=r.small_stem, pretrained=r.pretrained), **kwargs}
+        if 'opt_func' not in kwargs: kwargs['opt_func'] = r.opt_func
         if not L(cbs).filter(risinstance(GradientAccumulation)): cbs = r.cbs + L(cbs)
     elif views is None: size = view_size(size, dls, x)
     cb = BYOLCallback(views=views, size=size, tau=ifnone(tau, .996), tau_end=ifnone(tau_end, 1.), blur=r is None or r.values.get('blur', True))

@@ -157,3 +157,110 @@ def test_wrong_sizes_are_named_before_the_body_is_built(kw, msg):
     class Never(nn.Module):
         def forward(self, x): raise AssertionError('the body was run')
     with pytest.raises(ValueError, match=msg): BYOL(Never(), **kw)
+
+# --- the target's batch norm, its start, and one pass for both views
+
+def bn_buffers(m): return {k:v for k,v in m.state_dict().items() if 'running' in k or 'num_batches' in k}
+
+@pytest.mark.parametrize('how', ['ema','eman'])
+@pytest.mark.parametrize('tau', [0., .9, 1.])
+def test_averaged_buffers_follow_timms_ema_over_many_steps(how, tau):
+    m = small_byol(target_bn=how).train(); online = nn.ModuleDict(dict(body=m.body, projector=m.projector))
+    ema,first_ = ModelEmaV3(online, decay=tau),deepcopy(m.target.state_dict())
+    opt = torch.optim.SGD([p for p in m.parameters() if p.requires_grad], .5)
+    for i in range(8):
+        v1,v2 = noise(4, seed=i),noise(4, seed=99+i)
+        byol_loss(m(v1,v2), m.targets(v1,v2)).backward(); opt.step(); opt.zero_grad()
+        m.update_target(tau); ema.update(online)
+    got = m.target.state_dict()
+    if tau==1: # frozen, counters and all; timm copies counters even then
+        assert all(torch.equal(got[k], first_[k]) for k in got if how=='eman' or 'num_batches' not in k)
+    else:
+        for k,v in ema.module.state_dict().items(): torch.testing.assert_close(got[k], v, rtol=1e-5, atol=1e-6, msg=k)
+        assert got['body.1.num_batches_tracked']==16 and not torch.equal(got['body.1.running_mean'], first_['body.1.running_mean'])
+    if tau==0: assert same_sd(got, online.state_dict())
+
+@pytest.mark.parametrize('how', ['own','ema','eman'])
+def test_what_the_target_normalises_with(how):
+    m = small_byol(target_bn=how).train(); x,y = noise(6),noise(6,seed=1)*.3; before = bn_buffers(deepcopy(m.target))
+    with torch.no_grad(): m.target['body'][1].running_mean += .1; m.target['body'][1].running_var *= 2
+    kept = {k:v.clone() for k,v in bn_buffers(m.target).items()}
+    z = m.targets(x,y); alone = m.targets(x[:3],y[:3])
+    assert torch.allclose(z[:3], alone, atol=1e-6)==(how=='eman') # only under EMAN an image does not depend on the others
+    if how=='eman': torch.testing.assert_close(z, deepcopy(m).eval().targets(x,y))
+    else: torch.testing.assert_close(z, small_byol_like(m).train().targets(x,y)) # as with any statistics: those of the batch count
+    moved = any(not torch.equal(v, kept[k]) for k,v in bn_buffers(m.target).items() if 'running' in k)
+    assert moved==(how=='own')
+
+def small_byol_like(m):
+    "A copy whose target has fresh batch norm statistics"
+    m = deepcopy(m)
+    for o in batch_norms(m.target): o.running_mean.zero_(); o.running_var.fill_(1)
+    return m
+
+@pytest.mark.parametrize('how', ['own','ema','eman'])
+def test_the_modes_of_batch_norm_follow_train_and_eval(how):
+    m = small_byol(target_bn=how)
+    for mode in (True,False,True):
+        m.train(mode); assert {o.training for o in batch_norms(nn.ModuleList([m.body,m.projector,m.predictor]))}=={mode}
+        assert {o.training for o in batch_norms(m.target)}=={mode and how!='eman'} and m.target.training==mode
+    wrapped = nn.ModuleList([m]).train(); assert {o.training for o in batch_norms(m.target)}=={how!='eman'} # as inside DDP
+    with eval_mode(m): assert not any(o.training for o in m.modules())
+    assert {o.training for o in batch_norms(m.target)}=={how!='eman'}
+    s = nn.SyncBatchNorm.convert_sync_batchnorm(deepcopy(m)).train(); assert {o.training for o in batch_norms(s.target)}=={how!='eman'} and {o.momentum for o in batch_norms(s.target)}=={.1 if how=='own' else 0.}
+
+@pytest.mark.parametrize('copy', [deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=['deepcopy','pickle'])
+@pytest.mark.parametrize('kw', [dict(target_bn='eman'), dict(target_bn='ema', target_init='random'), dict(concat=True)])
+def test_target_options_travel_with_copies_and_the_state(copy, kw):
+    m = small_byol(**kw).train(); v = noise(4),noise(4,seed=1); m(*v); m.targets(*v); m.update_target(.9)
+    c = copy(m); o = small_byol(**kw).train(); o.load_state_dict(m.state_dict())
+    outs = []
+    for one in (m,c,o): outs.append((one(*v), one.targets(*v))); one.update_target(.9)
+    for one,(q,z) in zip((c,o), outs[1:]): assert torch.equal(q, outs[0][0]) and torch.equal(z, outs[0][1]) and same_sd(sd_of(one), sd_of(m))
+
+@pytest.mark.parametrize('arch', [lambda: conv_body(), lambda: 'resnet10t', lambda: resnet18], ids=['module','timm','torchvision'])
+def test_a_random_target_shares_nothing_with_the_online_network(arch):
+    m = BYOL(arch(), hidden_size=16, projection_size=8, target_init='random', small_stem=False)
+    on,ta = [*m.body.named_parameters(),*m.projector.named_parameters()],list(m.target.parameters())
+    assert len(on)==len(ta) and all(a.shape==b.shape and not b.requires_grad for (_,a),b in zip(on, ta))
+    assert all(not torch.equal(a, b) for (_,a),b in zip(on, ta) if a.ndim>1)
+    m.update_target(0.); assert all(torch.equal(a, b) for (_,a),b in zip(on, ta))
+
+def test_a_body_that_cannot_be_drawn_anew_is_named():
+    class Own(nn.Module):
+        def __init__(self): super().__init__(); self.w = nn.Parameter(torch.ones(3,5))
+        def forward(self, x): return x.mean((2,3))@self.w
+    BYOL(Own(), hidden_size=8)
+    with pytest.raises(ValueError, match='reset_parameters.*w'): BYOL(Own(), hidden_size=8, target_init='random')
+
+@pytest.mark.parametrize('kw', [dict(bn=False), dict(bn=True, momentum=False), dict(bn=True)])
+def test_one_pass_for_both_views_shares_their_statistics_and_nothing_else(kw):
+    a = small_byol(concat=True, **kw); b = deepcopy(a); b.concat = False; v = noise(6),noise(6,seed=1)*.2
+    for m in (a,b): m.eval()
+    for f in ('forward','targets'): torch.testing.assert_close(getattr(a,f)(*v), getattr(b,f)(*v))
+    a.train(); b.train(); ref = deepcopy(b)
+    for f,o in (('forward',v),('targets',v[::-1])):
+        torch.testing.assert_close(getattr(a,f)(*v), torch.stack((lambda x: deepcopy(ref).predictor(deepcopy(ref).project(x)) if f=='forward' else
+            (ref.target['projector'](ref.target['body'](x).mean((2,3))) if ref.momentum else ref.project(x)))(torch.cat(o)).chunk(2), 1))
+        assert torch.allclose(getattr(a,f)(*v), getattr(b,f)(*v), atol=1e-5)==(not kw['bn'])
+
+def test_gradients_of_one_pass_are_those_of_two_without_batch_norm():
+    a = small_byol(bn=False, concat=True); b = deepcopy(a); b.concat = False; v = noise(6),noise(6,seed=1)
+    for m in (a,b): byol_loss(m(*v), m.targets(*v)).backward()
+    for p,q in zip(a.parameters(), b.parameters()):
+        if p.requires_grad: torch.testing.assert_close(p.grad, q.grad)
+
+@pytest.mark.parametrize('kw,msg', [(dict(target_bn='EMAN'),'eman'), (dict(target_init='zeros'),'random'), (dict(momentum=False,target_bn='ema'),'has none'),
+    (dict(momentum=False,target_init='random'),'has none')])
+def test_wrong_target_options_are_named(kw, msg):
+    with pytest.raises(ValueError, match=msg): small_byol(**kw)
+
+def test_random_and_pretrained_contradict():
+    with pytest.raises(ValueError, match='pretrained'): BYOL('resnet18', pretrained=True, target_init='random', hidden_size=8)
+def test_one_pass_needs_views_of_one_size():
+    with pytest.raises(ValueError, match='one size'): small_byol(concat=True)(noise(4),noise(4,12))
+
+def test_float64_stays_float64():
+    m = small_byol().double(); v = noise(4).double(),noise(4,seed=1).double()
+    l = byol_loss(m(*v), m.targets(*v)); assert l.dtype==torch.float64
+    np.testing.assert_allclose(l.item(), np_loss(m(*v).detach(), m.targets(*v)).mean(), rtol=1e-6)

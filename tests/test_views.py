@@ -177,3 +177,9 @@ def test_views_that_break_the_contract_are_named(view, exc, msg):
 @pytest.mark.parametrize('views', [[same], (same,)*3, 3, 'ab', None, (same,None)])
 def test_views_must_be_a_pair(views):
     with pytest.raises(TypeError, match='pair of callables'): view_pair(views)
+
+@pytest.mark.parametrize('size', [32,64])
+def test_symmetric_views_are_one_pipeline_with_the_mean_probabilities(size):
+    a,b = byol_views(size, symmetric=True); assert repr(a)==repr(b)
+    p = {type(o).__name__:o.p for o in a if hasattr(o, 'p')}
+    assert p['RandomSolarize']==pytest.approx(.1) and p.get('RandomGaussianBlur')==(pytest.approx(.55) if size>32 else None)
