@@ -9,8 +9,5 @@ from .recipe import *
 from .learner import *
 from .transfer import *
 from .evaluate import *
-<<<<<<< HEAD
 from .monitor import *
-=======
 from .checkpoint import *
->>>>>>> 73a26e465690abf486df1c1602f11a4465920f07
