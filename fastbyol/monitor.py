@@ -21,20 +21,20 @@ from .transfer import *
 from .evaluate import *
 from .evaluate import _in_order,_picked
 
-# %% ../nbs/10_monitor.ipynb #737bd7be
+# %% ../nbs/10_monitor.ipynb #4fd276af
 class Monitor(Callback):
     "Base of callbacks that look at the model after an epoch of training and add what they see to the table of progress"
     # before the `Recorder` (50), which asks the metrics for their names and values
     order,columns = 40,()
     every = 1 # look after every so many epochs, and after the last
+    _resumed = False
 
-    def _reset(self): self.rows,self._resumed = [],False
+    def _reset(self): self.rows = []
     def before_fit(self):
         # neither while the learning rate finder nor while `get_preds` uses the loop
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self, 'gather_preds')
         if not self.run: return
-        if not getattr(self, '_resumed', False): self._reset()
-        self._resumed,self._new_run = False,True
+        self._new_run = True
         self._drop_columns()
         self._mine = [ValueMetric(partial(self._latest, o), o) for o in self.columns]
         self.learn.metrics = [*self.learn.metrics, *self._mine]
@@ -45,9 +45,13 @@ class Monitor(Callback):
     def _latest(self, col):
         # an epoch in which nobody looked has no value
         return self.rows[-1].get(col, math.nan) if self.rows and self.rows[-1]['epoch']==self.epoch+1 else math.nan
-    def after_fit(self):
-        self._drop_columns()
-        self._resumed = False
+    def _begins(self):
+        "Does a run begin with this epoch? Asked in `before_train`: `validate` calls `before_fit`, too, and must not cost the history"
+        new,self._new_run = self._new_run,False
+        if new and not self._resumed: self._reset()
+        return new
+    def after_train(self): self._resumed = False
+    def after_fit(self): self._drop_columns()
 
     def _due(self): return (self.epoch+1)%self.every==0 or self.epoch+1==self.n_epoch
 
@@ -67,7 +71,7 @@ class Monitor(Callback):
 
     def __getstate__(self): return {k:v for k,v in self.__dict__.items() if k not in ('_mine','_hook')}
 
-# %% ../nbs/10_monitor.ipynb #6ee0e299
+# %% ../nbs/10_monitor.ipynb #4c79ebc9
 def _sample_dl(dl, n, seed):
     "`dl` of at most `n` of its items, drawn with `seed`; None: all"
     dl = getattr(dl, 'dl', dl) # a `DistributedDL` keeps the real one in `dl`
@@ -96,7 +100,7 @@ class KNNCallback(Monitor):
             dls = dls.train,dls.valid
         if not isinstance(dls, (tuple,list)) or len(dls)!=2: raise TypeError(f"`KNNCallback` takes labelled `DataLoaders` or a pair of loaders (bank, queries), got {type(dls).__name__}")
         vocabs = [getattr(o, 'vocab', None) for o in dls]
-        if None not in vocabs and list(vocabs[0])!=list(vocabs[1]): raise ValueError(f"Bank and queries have different classes, {list(vocabs[0])[:5]} and {list(vocabs[1])[:5]}: open both with the same `vocab`")
+        if all(o is not None for o in vocabs) and list(vocabs[0])!=list(vocabs[1]): raise ValueError(f"Bank and queries have different classes, {list(vocabs[0])[:5]} and {list(vocabs[1])[:5]}: open both with the same `vocab`")
         self.pair = tuple(dls)
         store_attr('k,temperature,every,max_items,target,start,seed')
 
@@ -109,9 +113,9 @@ class KNNCallback(Monitor):
             if get_embeddings(self.learn, _sample_dl(dl, 2, 0))[1] is None: raise ValueError(f"The {nm} of `KNNCallback` have no labels: give loaders of labelled images")
 
     def before_train(self):
-        if self._new_run and self.start and not self.rows: self._look(self.epoch)
-        self._new_run = False
+        if self._begins() and self.start and not self.rows: self._look(self.epoch)
     def after_train(self):
+        super().after_train()
         if self._due(): self._look(self.epoch+1)
     def _look(self, epoch):
         acc = knn_accuracy(self.learn, *self._dls, k=self.k, temperature=self.temperature, target=self.target, sharded=True)
@@ -121,7 +125,7 @@ class KNNCallback(Monitor):
         self._dls = None
     def __getstate__(self): return {**super().__getstate__(), 'pair':None, '_dls':None}
 
-# %% ../nbs/10_monitor.ipynb #0b88d4e6
+# %% ../nbs/10_monitor.ipynb #09914024
 class OnlineProbe(Monitor):
     "A linear classifier trained beside BYOL on the representations, without gradient to the body; its accuracy as a column, `probe`"
     # before `BYOLCallback` (12) takes labels and images out of the batch
@@ -151,7 +155,7 @@ class OnlineProbe(Monitor):
         if not n_out: raise ValueError("`OnlineProbe` needs labels in the pretraining data, and to know how many classes there are: use labelled `DataLoaders`, or pass `n_out`")
         if self.head is None: self._make(model.n_features, n_out)
         if getattr(self, '_hook', None): self._hook.remove()
-        self._seen = []
+        self._seen,self._train,self._valid = [],(0,0),(0,0)
         self._hook = model.projector.register_forward_pre_hook(self._keep) # what goes into the projector is the representation
 
     def _make(self, n_features, n_out):
@@ -163,8 +167,8 @@ class OnlineProbe(Monitor):
 
     def before_train(self):
         self._train = self._valid = (0,0)
-        if not self._new_run: return
-        self._new_run,dev = False,first(self.model.parameters()).device # after a resume, too
+        if not self._begins(): return
+        dev = first(self.model.parameters()).device # after a resume, too
         self.head.to(dev)
         for s in self.opt_probe.state.values(): s.update({k:v.to(dev) for k,v in s.items() if isinstance(v, Tensor) and v.ndim})
     def before_batch(self):
@@ -209,10 +213,13 @@ class OnlineProbe(Monitor):
         return (t[0]/t[1]).item() if t[1] else math.nan
 
     def after_train(self):
+        super().after_train()
         acc = self._rate(self._train)
         self.rows.append(dict(epoch=self.epoch+1, train=acc, valid=math.nan, probe=acc))
     def after_validate(self):
         acc = self._rate(self._valid)
+        # `validate` comes here without an epoch of training before it
+        if self._new_run: return
         if not math.isnan(acc): self.rows[-1].update(valid=acc, probe=acc)
 
     def after_fit(self):
@@ -262,7 +269,7 @@ def uniformity(
     "Logarithm of the mean Gaussian potential, exp(-2|x-y|²), over pairs of unit features"
     return F.pdist(F.normalize(f, dim=1)).pow(2).mul(-2).exp().mean().log().item()
 
-# %% ../nbs/10_monitor.ipynb #6767040f
+# %% ../nbs/10_monitor.ipynb #65dd369a
 # From runs recorded in the section `Healthy and collapsed` below
 _limits = dict(
     std=.3,       # projections of less than this are nearly all the same ...
@@ -310,16 +317,16 @@ class HealthMonitor(Monitor):
         self._dl = _sample_dl(dl, self.n_items, self.seed)
 
     def before_train(self):
-        if self._new_run and not self.rows: self.rows.append(dict(epoch=self.epoch, **self._measure()))
-        self._new_run = False
+        if self._begins() and not self.rows: self.rows.append(dict(epoch=self.epoch, **self._measure()))
     def before_step(self):
         if self.iter%self.grad_every: return
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         if grads: self._norms.append(nn.utils.get_total_norm(grads))
         self._losses.append(self.loss.detach())
-        self._lr = max(self._lr, *self.opt.hypers.attrgot('lr'))
+        self._lr = max(self._lr, *[h['lr'] for h in self.opt.hypers])
 
     def after_train(self):
+        super().after_train()
         mean = lambda o: torch.stack(o).mean().item() if o else math.nan
         loss,norm,self._losses,self._norms = mean(self._losses),mean(self._norms),[],[]
         if not self._due(): return

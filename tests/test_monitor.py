@@ -65,6 +65,7 @@ def test_monitors_are_off_in_lr_find_and_get_preds():
     before = [o.history for o in (learn.knn,learn.probe,learn.health)]
     learn.lr_find(num_it=30, show_plot=False)
     learn.get_preds()
+    assert len(learn.validate())==1+4 and len(learn.metrics)==0
     for a,b in zip(before, (learn.knn,learn.probe,learn.health)): pd.testing.assert_frame_equal(a, b.history)
 
 def test_a_learner_with_monitors_is_exported_without_their_images(tmp_path):
@@ -144,7 +145,7 @@ def test_knn_wants_labels_before_training():
     with pytest.raises(ValueError, match='labels'): learn.fit(1, 1e-3)
     assert same_sd(before, sd_of(learn))
 def test_knn_wants_the_same_classes():
-    a,b = labelled().train,labelled().valid; a.vocab,b.vocab = ['a','b'],['b','a']
+    a,b = labelled().train,labelled().valid; a.vocab = b.vocab = CategoryMap(["a","b"]); KNNCallback((a,b)); a.vocab,b.vocab = ['a','b'],['b','a']
     with pytest.raises(ValueError, match='different classes'): KNNCallback((a,b))
 def test_knn_wants_validation_images():
     with pytest.raises(ValueError, match='pair'): KNNCallback(DataLoaders(labelled().train))
