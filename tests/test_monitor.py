@@ -1,7 +1,6 @@
 "Monitors: they leave training alone to the bit, say the truth, and call a collapse a collapse"
 from conftest import *
 from fastai.callback.tracker import SaveModelCallback
-from fastbyol.demo import write_digits, split_files, digit_view, small_resnet
 
 def classes(n=48, n_c=3, size=16, seed=0):
     "Noise images, brighter in another third for each class, and their labels"
@@ -299,24 +298,22 @@ def test_pictures():
 
 # --- the demo's network, for good and for bad
 
-def demo_run(tmp_path, seed, epochs, lr=2e-3, predictor=True, **kw):
-    set_seed(seed)
-    files = split_files(write_digits(tmp_path/f'd{seed}'), seed=seed)[0]
-    dls = unlabelled_dls(files, 32, 64, valid_pct=0, n_in=1, item_size=32, in_memory=True)
-    learn = byol_learner(dls, small_resnet(1, (16,48,96)), views=(digit_view(),digit_view()), hidden_size=1024, cbs=HealthMonitor(), **{'tau':.99, **kw})
-    if not predictor: learn.model.predictor = nn.Identity()
-    hush(learn).fit_one_cycle(epochs, lr)
-    return learn.health
+def health(kind, seed):
+    "What `examples/health.py` measures"
+    import importlib.util
+    spec = importlib.util.spec_from_file_location('health', Path(__file__).parent.parent/'examples'/'health.py')
+    m = importlib.util.module_from_spec(spec); spec.loader.exec_module(m)
+    return m.run(kind, seed)
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['no predictor','tau=0, high lr'])
+@pytest.mark.parametrize('seed', range(5))
+def test_forced_collapse_is_called_within_three_epochs(kind, seed):
+    h = health(kind, seed)
+    assert h.collapsed and h.advice.query("finding=='collapsed'").epoch.min()<=3, h.history
 
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', range(5))
-def test_forced_collapse_is_called_within_three_epochs(tmp_path, seed):
-    for kw in (dict(predictor=False), dict(tau=0., tau_end=0., lr=.1)):
-        health = demo_run(tmp_path, seed, 3, **kw)
-        assert health.collapsed and health.advice.epoch[0]<=3, (kw, health.history)
-
-@pytest.mark.slow
-@pytest.mark.parametrize('seed', range(5))
-def test_the_demo_is_never_called_collapsed(tmp_path, seed):
-    health = demo_run(tmp_path, seed, 80)
-    assert not len(health.advice), health.history
+def test_the_demo_is_never_called_collapsed(seed):
+    h = health('healthy', seed)
+    assert len(h.history)==81 and not h.collapsed, h.history
