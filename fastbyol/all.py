@@ -8,3 +8,4 @@ from .callback import *
 from .learner import *
 from .transfer import *
 from .evaluate import *
+from .explore import *
