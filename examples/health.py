@@ -9,7 +9,7 @@ import tempfile,warnings
 from fastcore.script import call_parse
 from fastai.vision.all import *
 from fastbyol.all import *
-from fastbyol.demo import write_digits, split_files, digit_view, small_resnet
+from fastbyol.demo import write_digits, digit_view, small_resnet
 
 # name -> (epochs, highest learning rate, arguments of `byol_learner`)
 kinds = {

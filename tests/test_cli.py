@@ -68,17 +68,8 @@ def test_finetune_wants_a_body_and_classes(tmp_path, capsys):
     data = photos(tmp_path/'data', 8)
     assert run(cli.finetune, tmp_path/'no', data)==2 and 'save_body' in capsys.readouterr().err
     save_body(BYOL('test_resnet.r160_in1k'), tmp_path/'b')
-    assert run(cli.finetune, tmp_path/'b', data/'a')==2 and 'folder of its own' in capsys.readouterr().err
+    assert run(cli.finetune, tmp_path/'b', data/'a')==2 and 'folder for each class' in capsys.readouterr().err
     assert run(cli.finetune, tmp_path/'b', data, '--epochs', 0)==2
-
-def test_labelled_files_split_every_class(tmp_path):
-    data = photos(tmp_path/'x', 10)
-    a,b = cli.labelled_files(data, .2, 0)
-    assert not set(a)&set(b) and Counter(f.parent.name for f in b)=={'a':2,'b':2} and cli.labelled_files(data, .2, 0)==(a,b)!=cli.labelled_files(data, .2, 1)
-    photos(tmp_path/'y'/'train', 6); photos(tmp_path/'y'/'val', 3)
-    a,b = cli.labelled_files(tmp_path/'y'); assert (len(a),len(b))==(12,6)
-    photos(tmp_path/'z'/'train', 3); photos(tmp_path/'z'/'val', 3, 'ac')
-    with pytest.raises(ValueError, match='training lacks: c'): cli.labelled_files(tmp_path/'z')
 
 def stopped(tmp_path, sig, wait, *args):
     f = tmp_path/'run.py'; f.write_text('from fastbyol.cli import pretrain_main\npretrain_main()')
