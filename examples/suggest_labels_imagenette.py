@@ -61,16 +61,16 @@ def main(
         if save: save_body(source, save, epochs=epochs)
 
     feats,_ = get_embeddings(source, dls.train)
-    classes = L(dls.train_ds.items).map(parent_label)
-    acc = (knn_predict(feats[::2], tensor(CategoryMap(classes).map_objs(classes))[::2], feats[1::2])==tensor(CategoryMap(classes).map_objs(classes))[1::2]).float().mean()
-    print(f"kNN from one half of the photos to the other: {100*acc:.1f} %")
-    count = lambda idxs: len(set(classes[idxs]))
-    suggested,drawn,expected = [],[],[]
+    vocab = CategoryMap(L(dls.train_ds.items).map(parent_label).unique())
+    y = tensor([vocab.o2i[parent_label(f)] for f in dls.train_ds.items])
+    print(f"kNN from one half of the photos to the other: {100*(knn_predict(feats[::2], y[::2], feats[1::2])==y[1::2]).float().mean():.1f} %")
+    count = lambda idxs: len(y[idxs].unique())
+    suggested,drawn,often = [],[],[]
     for s in range(seed, seed+seeds):
         g = torch.Generator().manual_seed(s)
         some = torch.randperm(len(feats), generator=g)[:pool]
-        suggested.append(count(some[suggest_labels(feats[some], n=n)['index'].tolist()]))
+        suggested.append(count(some[suggest_labels(feats[some], n=n)['index'].tolist()])) # no labels here
         draws = [count(some[torch.randperm(len(some), generator=g)[:n]]) for _ in range(100)]
-        drawn.append(draws[0]); expected.append(sum(draws)/len(draws))
-    print(f"\nClasses among {n} of {pool:,} photos, of {len(set(classes))} (mean ± standard error of {seeds} pools)\n")
-    for nm,c in (('suggest_labels',suggested), ('random',drawn), ('random, 100 draws for each pool',expected)): print(f"  {nm:32} {summary(c)}   {'' if nm.endswith('pool') else c}")
+        drawn.append(draws[0]); often.append(sum(draws)/len(draws))
+    print(f"\nClasses among {n} of {pool:,} photos, of {len(vocab)} (mean ± standard error of {seeds} pools)\n")
+    for nm,c,each in (('suggest_labels',suggested,suggested), ('random',drawn,drawn), ('random, 100 draws for each pool',often,'')): print(f"  {nm:32} {summary(c):12} {each}")

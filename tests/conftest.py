@@ -89,3 +89,10 @@ class CancelSteps(Callback):
     def __init__(self, *iters): self.iters = iters
     def before_step(self):
         if self.iter in self.iters: raise CancelStepException()
+
+def peak_mib(f):
+    "By how much `f` raises the largest resident size; skips where the system does not tell"
+    def read(key): return int(re.search(rf'{key}:\s+(\d+)', Path('/proc/self/status').read_text())[1])/1024
+    try: Path('/proc/self/clear_refs').write_text('5')
+    except OSError: pytest.skip('needs /proc/self/clear_refs')
+    start = read('VmRSS'); f(); return read('VmHWM')-start
