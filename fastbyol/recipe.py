@@ -6,7 +6,7 @@ Docs: https://fastbyol.github.io/fastbyol/recipe.html.md"""
 
 # %% auto #0
 __all__ = ['presets', 'SplitDecay', 'adamw', 'ByolLars', 'lars', 'predictor_splitter', 'warmup_cosine', 'default_warmup',
-           'LRSchedule', 'deepmind', 'Recipe', 'recipe']
+           'LRSchedule', 'Recipe', 'recipe']
 
 # %% ../nbs/06_recipe.ipynb #9fc06d47
 from timm.optim import Lars
@@ -135,10 +135,10 @@ class LRSchedule(ParamScheduler):
         "Steps of warm-up in this run"
         return int(n_steps*ifnone(self.warmup_epochs, default_warmup(self.n_epoch))/self.n_epoch)
 
-# %% ../nbs/06_recipe.ipynb #bb0afa41
+# %% ../nbs/06_recipe.ipynb #9fba64db
 _tables = dict(base_lr={40:.45, 100:.45, 300:.3, 1000:.2}, wd={40:1e-6, 100:1e-6, 300:1e-6, 1000:1.5e-6}, tau={40:.97, 100:.99, 300:.99, 1000:.996})
 
-def deepmind(
+def _deepmind(
     name:str, # 'base_lr', 'wd' or 'tau'
     epochs:int, # of the run
 )->tuple: # (value, where it comes from)
@@ -153,11 +153,11 @@ def deepmind(
     y = float(np.interp(math.log(epochs), [math.log(e) for e in es], ys))
     return (1-math.exp(y) if name=='tau' else y),f"ours: between DeepMind's {a} and {b} epochs"
 
-# %% ../nbs/06_recipe.ipynb #2d2f245a
+# %% ../nbs/06_recipe.ipynb #33616f6c
 _nette,_solo,_moco = "DeepMind's Imagenette setup","solo-learn's CIFAR-10 recipe","MoCo v3's ViT recipe"
 # name -> (for what, number -> (value, where it comes from)); a number that is missing has the default below
 presets = {
-    'imagenet':    ('100,000 images and more', {k:partial(deepmind, k) for k in _tables}),
+    'imagenet':    ('100,000 images and more', {k:partial(_deepmind, k) for k in _tables}),
     'imagenette':  ('5,000 to 100,000 images', dict(base_lr=(2., _nette), wd=(1e-6, _nette), tau=(.996, _nette))),
     'small_data':  ('fewer than 5,000 images', dict(base_lr=(2., _nette), wd=(1e-6, _nette), tau=(.99, 'ours: there are few steps'))),
     'cifar':       ('images of 40 pixels and less', dict(base_lr=(1., _solo), wd=(1e-5, _solo), tau=(.99, _solo), eta=(.02, _solo), trust_clip=(True, _solo),
