@@ -18,7 +18,7 @@ from .views import *
 from .model import *
 from .callback import *
 
-# %% ../nbs/06_recipe.ipynb #c8745efa
+# %% ../nbs/06_recipe.ipynb #d8016c8a
 class SplitDecay(OptimWrapper):
     "A torch optimiser in which what has one dimension or none (biases, norms) gets no weight decay, whatever fastai sets"
     def __init__(self,
@@ -47,7 +47,7 @@ class SplitDecay(OptimWrapper):
     def _pairs(self): return list(zip(self.opt.param_groups[::2], self.opt.param_groups[1::2]))
     def _set_hyper(self, k, v):
         for (weights,plain),v_,m in zip(self._pairs(), v, self.lr_mults):
-            for pg in (weights,) if k=='wd' else (weights,plain): set_item_pg(pg, self.bwd_map[k], v_*m if k=='lr' else v_)
+            for pg in (weights,) if k=='wd' else (weights,plain): set_item_pg(pg, self.bwd_map[k], float(v_*m) if k=='lr' else v_) # schedules bring numpy's floats, which a saved state should not hold
 
 # %% ../nbs/06_recipe.ipynb #d8f24c50
 def adamw(
@@ -247,7 +247,7 @@ def _check_batch(n_items, bs, processes, effective_bs):
     check_counts(n_items=n_items)
     if effective_bs>n_items: raise ValueError(f"A step takes {effective_bs} images, but there are only {n_items}: use bs={max(2, n_items//(2*processes))} or fewer{'' if effective_bs==per else ', or a smaller `effective_bs`'}")
 
-# %% ../nbs/06_recipe.ipynb #d8b803b7
+# %% ../nbs/06_recipe.ipynb #dedce2d4
 def _resolve(args):
     "The `Recipe` of `args`"
     v,src,told = {},{},args['_told']
@@ -276,8 +276,8 @@ def _resolve(args):
     _resolve_lr(a, v, put, pick)
     for k in ('wd','mom') + (('eta','trust_clip') if v['opt']=='lars' else ()): put(k, *pick(k))
     put('tau', *pick('tau'))
-    # the target averages over 1/(1-tau) steps: in a short run, over a twentieth of it at most
-    if a['tau'] is None and steps and v['tau']>1-20/steps: put('tau', max(.5, 1-20/steps), f"ours: averages over 1/20 of {steps:,} steps, not {1/(1-v['tau']):.0f}")
+    # the target averages over 1/(1-tau) steps: of DeepMind's runs never over more than 1/148
+    if a['tau'] is None and steps and v['tau']>1-100/steps: put('tau', max(.5, 1-100/steps), f"ours: averages over 1/100 of {steps:,} steps, not over {1/(1-v['tau']):.0f}")
     for k in ('tau_end','pred_lr_mult','small_stem','blur'): put(k, *pick(k))
     put('norm', a['norm'], 'the paper' if a['norm']=='batch' else 'yours')
     for k,o in a['_own'].items():
