@@ -229,6 +229,8 @@ def test_imagenette_is_deepminds_setup():
 
 @pytest.mark.parametrize('n,size,want', [(None,224,'imagenet'), (100_000,64,'imagenet'), (99_999,64,'imagenette'), (4_999,64,'small_data'), (50_000,32,'cifar'), (None,40,'cifar')])
 def test_the_preset_follows_from_images_and_size(n, size, want): assert recipe(100, 64, n, size).preset==want
+def test_a_run_of_few_steps_takes_the_preset_for_few_steps():
+    assert [recipe(e, 256, 9469, 128).preset for e in (55,56)]==['small_data','imagenette'] and recipe(20, 64, 9469, 128, effective_bs=256).preset=='small_data'
 
 def test_the_rate_goes_with_the_images_of_a_step():
     for bs,eff,procs in ((64,None,1), (64,256,1), (32,256,4), (256,4096,16)):
@@ -264,7 +266,7 @@ def test_what_you_say_wins_and_is_marked_yours():
 
 @pytest.mark.parametrize('kw,msg', [
     (dict(epochs=0), '`epochs`.*1 or more'), (dict(epochs=2.5), '`epochs`'), (dict(bs=1), '2 or more'), (dict(bs=0), '`bs`'), (dict(bs=101), 'only 100: use bs=50'),
-    (dict(effective_bs=128), 'only 100'), (dict(effective_bs=50), 'multiple of the 32'), (dict(tau=1.1), r'kept on the target, in \[0,1\]'), (dict(tau_end=-.1), 'tau_end'),
+    (dict(effective_bs=128), 'only 100'), (dict(n_items=0), '`n_items`'), (dict(effective_bs=0), '`effective_bs`'), (dict(processes=0), '`processes`'), (dict(effective_bs=50), 'multiple of the 32'), (dict(tau=1.1), r'kept on the target, in \[0,1\]'), (dict(tau_end=-.1), 'tau_end'),
     (dict(size=7), 'at least 8'), (dict(opt='sgd'), "'lars' or 'adam'.*opt_func"), (dict(preset='nette'), 'imagenette'), (dict(lr=0.), '`lr` must be above 0'), (dict(lr=math.nan), '`lr`'),
     (dict(lr=1., base_lr=1.), 'one of `lr` and `base_lr`'), (dict(wd=-1.), '`wd`'), (dict(mom=1.), '`mom`'), (dict(warmup=11.), '`warmup`'), (dict(norm='instance'), 'norm'), (dict(pred_lr_mult=0.), 'pred_lr_mult')])
 def test_nonsense_is_refused_with_the_remedy(kw, msg):
