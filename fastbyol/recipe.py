@@ -153,7 +153,7 @@ def _deepmind(
     y = float(np.interp(math.log(epochs), [math.log(e) for e in es], ys))
     return (1-math.exp(y) if name=='tau' else y),f"ours: between DeepMind's {a} and {b} epochs"
 
-# %% ../nbs/06_recipe.ipynb #e929f275
+# %% ../nbs/06_recipe.ipynb #61d1f2b7
 _nette,_solo,_moco = "DeepMind's Imagenette setup","solo-learn's CIFAR-10 recipe","MoCo v3's ViT recipe"
 _few = f"ours: {_solo}, which learns in few steps"
 # name -> (for what, number -> (value, where it comes from)); a number that is missing has the default below
@@ -168,7 +168,7 @@ presets = {
     'vit':         ('vision transformers', dict(opt=('adam', _moco), base_lr=(1.5e-4, _moco), wd=(.1, _moco), tau=(.99, _moco), warmup=(40., _moco))),
 }
 # for any preset with Adam in the place of LARS; and numbers that a preset need not name
-_adam = dict(base_lr=(2e-3, 'ours'), wd=(.01, "fastai's default"), mom=(.9, "torch's default"))
+_adam = dict(base_lr=(4e-3, "ours: fastai's default of 1e-3 at a batch of 64"), wd=(.01, "fastai's default"), mom=(.9, "torch's default"))
 _defaults = dict(opt=('lars','the paper'), mom=(.9, 'DeepMind'), eta=(1e-3, 'DeepMind'), trust_clip=(False, 'DeepMind'), tau_end=(1., 'the paper'), pred_lr_mult=(1., 'the paper'),
                  small_stem=(False, 'default'), blur=(True, 'the paper'), pretrained=(False, 'default'))
 
