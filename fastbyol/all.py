@@ -9,3 +9,6 @@ from .recipe import *
 from .learner import *
 from .transfer import *
 from .evaluate import *
+from .explore import *
+from .monitor import *
+from .checkpoint import *

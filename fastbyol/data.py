@@ -6,7 +6,8 @@ Docs: https://fastbyol.github.io/fastbyol/data.html.md"""
 
 # %% auto #0
 __all__ = ['image_exts', 'find_images', 'open_image', 'square_image', 'OpenFnError', 'load_square', 'decode_images',
-           'warn_unreadable', 'MemoryDL', 'is_empty', 'first_image', 'OpenImage', 'unlabelled_dls', 'few_labels']
+           'warn_unreadable', 'MemoryDL', 'is_empty', 'first_image', 'OpenImage', 'unlabelled_dls', 'few_labels',
+           'split_files']
 
 # %% ../nbs/04_data.ipynb #76ff1ea6
 import os
@@ -306,3 +307,25 @@ def few_labels(
     if short: raise ValueError(f"{per_class} images per class are wanted, but there are only " + ', '.join(f'{n} of {k!r}' for k,n in list(short.items())[:5]) + ": lower `per_class` or `pct`")
     rng = random.Random(seed)
     return sorted(i for k in sorted(groups, key=str) for i in rng.sample(groups[k], per_class))
+
+# %% ../nbs/04_data.ipynb #93544bc6
+def split_files(
+    path:str|Path, # folder of class folders, or of `train` and one of `val`, `valid`, `test` that hold class folders
+    test_pct:float=0.3, # part of each class that is put aside, in (0,1), where the folder has no split of its own
+    seed:int=0, # seed of the split
+)->tuple: # files for training, files put aside; every class is in both
+    "Put a part of the images of a labelled folder aside"
+    path = Path(path)
+    if not 0<test_pct<1: raise ValueError(f"The part that is put aside is in (0,1), got {test_pct!r}")
+    test_dir = first(path/o for o in ('val','valid','test') if (path/o).is_dir())
+    if (path/'train').is_dir() and test_dir is not None: train,test = find_images(path/'train'),find_images(test_dir)
+    else:
+        groups,rng,train,test = groupby(find_images(path), lambda f: f.parent.name),random.Random(seed),[],[]
+        for k in sorted(groups):
+            fs = sorted(groups[k]); rng.shuffle(fs)
+            n = max(1, round(len(fs)*test_pct))
+            test += fs[:n]; train += fs[n:]
+    a,b = ({f.parent.name for f in o} for o in (train,test))
+    if len(a)<2: raise ValueError(f"Labels are the names of folders, and there must be a folder for each class: found {', '.join(sorted(a|b)) or 'none'} under {path}")
+    if b-a: raise ValueError(f"There are images put aside of classes that training lacks: {', '.join(sorted(b-a)[:5])}")
+    return sorted(train),sorted(test)

@@ -7,7 +7,8 @@ Docs: https://fastbyol.github.io/fastbyol/evaluate.html.md"""
 # %% auto #0
 __all__ = ['get_embeddings', 'knn_predict', 'knn_accuracy', 'fresh_body', 'LabelEfficiency', 'label_efficiency']
 
-# %% ../nbs/09_evaluate.ipynb #0d2041c2
+# %% ../nbs/09_evaluate.ipynb #4b6f502f
+import torch.distributed as dist
 from contextlib import nullcontext
 from copy import copy,deepcopy
 from sklearn.linear_model import LogisticRegression
@@ -20,7 +21,7 @@ from .model import *
 from .transfer import *
 from .callback import *
 
-# %% ../nbs/09_evaluate.ipynb #a36a4d41
+# %% ../nbs/09_evaluate.ipynb #69fb9a96
 def _embedder(source, target):
     "(module, function from normalised images to representations, normalise) of a source"
     m = online_model(source.model) if isinstance(source, Learner) else source
@@ -30,43 +31,93 @@ def _embedder(source, target):
     mean,std = (tensor(o).view(1,-1,1,1) for o in stats)
     return body,lambda x: pool_features(body(x), spec.nhwc),lambda x: (x-mean.to(x))/std.to(x)
 
+def _picked(dl, pick):
+    "A new loader like `dl` of those items that `pick` picks of all, in their order"
+    ds = getattr(dl, 'dataset', None)
+    if hasattr(dl, 'new'):
+        dl = dl.new(shuffle=False, drop_last=False, n=dl.n)
+        if dl.indexed and dl.n is not None:
+            idxs = pick(list(dl.get_idxs()))
+            dl.get_idxs,dl.n = partial(list, idxs),len(idxs)
+            return dl
+    elif isinstance(dl, torch.utils.data.DataLoader) and not isinstance(ds, torch.utils.data.IterableDataset):
+        if pick is not noop: ds = torch.utils.data.Subset(ds, pick(range(len(ds))))
+        bs = dl.batch_size or getattr(dl.batch_sampler, 'batch_size', None)
+        return torch.utils.data.DataLoader(ds, bs, num_workers=dl.num_workers, collate_fn=dl.collate_fn)
+    if pick is not noop: raise TypeError("The items of the data have no index by which to share them out: leave out `sharded`")
+    return dl
+
 @contextmanager
-def _in_order(dl):
-    "Within the context: `dl` with all of its items in their order, and without the random transforms of training"
+def _in_order(dl, pick=noop):
+    "Within the context: `dl` with all its items in their order, or some of them, and without the random transforms of training"
     ds = getattr(dl, 'dataset', None)
     if is_empty(dl): raise ValueError("The data loader is empty: there is nothing to embed")
-    if hasattr(dl, 'new'): dl = dl.new(shuffle=False, drop_last=False)
-    elif isinstance(dl, torch.utils.data.DataLoader) and not isinstance(ds, torch.utils.data.IterableDataset):
-        dl = torch.utils.data.DataLoader(ds, dl.batch_size, num_workers=dl.num_workers, collate_fn=dl.collate_fn)
-    with ds.set_split_idx(1) if hasattr(ds, 'set_split_idx') else nullcontext(): yield dl
+    with ds.set_split_idx(1) if hasattr(ds, 'set_split_idx') else nullcontext(): yield _picked(dl, pick)
 
-def get_embeddings(
-    source, # `Learner` that trained a `BYOL`, a `BYOL`, a file from `save_body`, or what `load_body` returned
-    dl, # `DataLoader` of images, with labels or without; items come in their order, unshuffled
-    target:bool=False, # representations of the target's body?
-)->tuple: # features (n, n_features) as float32 on the CPU, labels (n,) or None
-    "Representations of all images of `dl`, in evaluation mode"
-    if isinstance(dl, DataLoaders): raise TypeError("`get_embeddings` takes one data loader: pass `dls.train` or `dls.valid`")
+def _embed(source, dl, target, pick=noop):
+    "Features and labels of the items of `dl` that `pick` picks; (None, None) of none"
     m,embed,normalize = _embedder(source, target)
+    dl = getattr(dl, 'dl', dl) # a `DistributedDL` keeps the real one in `dl`
     dev,norm,feats,labels = first(m.parameters()).device,find_normalize(dl),[],[]
     # a model that nobody has trained yet, or that comes from a file, is still on the CPU
     if dev.type=='cpu' and getattr(dl, 'device', None) is not None:
         dev = dl.device
         m.to(dev)
     # looking changes nothing: not even the random numbers that training goes on with
-    with eval_mode(m), fixed_rng(0), _in_order(dl) as ordered:
+    with eval_mode(m), fixed_rng(0), _in_order(dl, pick) as ordered:
         for i,b in enumerate(ordered):
             x,*y = b if isinstance(b, (tuple,list)) else (b,)
             x = to_unit(x, norm).to(dev)
             if i==0: check_unit(x)
             feats.append(embed(normalize(x)).float().cpu())
             if y: labels.append(torch.as_tensor(y[0]).as_subclass(Tensor).cpu())
-    if not feats: raise ValueError("The data loader is empty: there is nothing to embed")
-    feats,n = torch.cat(feats),ifnone(getattr(ordered, 'partial_n', None), getattr(ordered, 'n', None))
+    (feats,labels),n = (torch.cat(o) if o else None for o in (feats,labels)),getattr(ordered, 'n', None)
+    if feats is None:
+        if pick is not noop and not n: return None,None # there are fewer items than processes
+        raise ValueError("The data loader is empty: there is nothing to embed" if not n else f"None of the {n} items could be read")
     if n is not None and len(feats)!=n: raise ValueError(f"{n-len(feats)} of {n} items could not be read, and the features would not line up with the others: leave those files out (`unlabelled_dls` with `in_memory=True` finds them)")
-    return feats,torch.cat(labels) if labels else None
+    return feats,labels
 
-# %% ../nbs/09_evaluate.ipynb #1e813712
+# %% ../nbs/09_evaluate.ipynb #ccf43bd8
+def _n_processes(): return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+def _my_share(idxs):
+    "The part of `idxs` that this process embeds: part after part they are all, in order"
+    r,w,n = dist.get_rank(),dist.get_world_size(),len(idxs)
+    return idxs[n*r//w:n*(r+1)//w]
+
+def _gather(embed):
+    "Call `embed` in every process, put together what they return"
+    try: (feats,labels),err = embed(),None
+    except Exception as e: feats,labels,err = None,None,e
+    shares = [None]*dist.get_world_size()
+    dist.all_gather_object(shares, (None if feats is None else tuple(feats.shape), labels, err and f'{type(err).__name__}: {err}'))
+    if err: raise err
+    for r,(_,_,msg) in enumerate(shares):
+        if msg: raise RuntimeError(f"Process {r} could not embed its share of the images: {msg}")
+    # share after share: they differ in size, which gloo's gather does not take
+    dev,res = torch.device('cuda', torch.cuda.current_device()) if dist.get_backend()=='nccl' else torch.device('cpu'),[]
+    for r,(shape,_,_) in enumerate(shares):
+        if shape is None: continue
+        o = feats.to(dev) if r==dist.get_rank() else torch.empty(shape, device=dev)
+        dist.broadcast(o, r)
+        res.append(o.cpu())
+    labels = [y for _,y,_ in shares if y is not None]
+    return torch.cat(res),torch.cat(labels) if labels else None
+
+# %% ../nbs/09_evaluate.ipynb #632d75d0
+def get_embeddings(
+    source, # `Learner` that trained a `BYOL`, a `BYOL`, a file from `save_body`, or what `load_body` returned
+    dl, # `DataLoader` of images, with labels or without; items come in their order, unshuffled
+    target:bool=False, # representations of the target's body?
+    sharded:bool=False, # in a distributed run: does each process embed a share of the images? Then all of them must call this; each gets everything
+)->tuple: # features (n, n_features) as float32 on the CPU, labels (n,) or None
+    "Representations of all images of `dl`, in evaluation mode"
+    if isinstance(dl, DataLoaders): raise TypeError("`get_embeddings` takes one data loader: pass `dls.train` or `dls.valid`")
+    if sharded and _n_processes()>1: return _gather(lambda: _embed(source, dl, target, _my_share))
+    return _embed(source, dl, target)
+
+# %% ../nbs/09_evaluate.ipynb #7b5313fd
 def knn_predict(
     bank:Tensor, # features of the labelled images, (n, d)
     labels:Tensor, # their labels, (n,)
@@ -100,9 +151,10 @@ def knn_accuracy(
     k:int=20, # neighbours that vote
     temperature:float=0.07, # of the votes
     target:bool=False, # representations of the target's body?
+    sharded:bool=False, # in a distributed run: does each process embed a share of the images? Then all of them must call this
 )->float: # accuracy, in [0,1]
     "Part of `test_dl` that a vote of the nearest neighbours in `train_dl` classifies rightly"
-    (bank,by),(queries,qy) = (get_embeddings(source, o, target=target) for o in (train_dl,test_dl))
+    (bank,by),(queries,qy) = (get_embeddings(source, o, target, sharded) for o in (train_dl,test_dl))
     if by is None or qy is None: raise ValueError(f"Both data loaders need labels, {'`train_dl`' if by is None else '`test_dl`'} has none")
     return (knn_predict(bank, by, queries, k, temperature)==qy).float().mean().item()
 
@@ -121,7 +173,7 @@ def fresh_body(
     meta.spec = spec
     return body,meta
 
-# %% ../nbs/09_evaluate.ipynb #f7edad05
+# %% ../nbs/09_evaluate.ipynb #1ce0607a
 class _NoValidation(Callback):
     "Leaves out validation after each epoch"
     order = -100
@@ -139,8 +191,9 @@ def _subset_dl(dl, idxs, bs, shuffle=False):
     # a list of transforms of its own: `new` would share it, and what `vision_learner` adds would get into `dl`, too
     return dl.new(bs=bs, n=len(idxs), shuffle=False, drop_last=shuffle, num_workers=0, get_idxs=draw, after_batch=list(dl.after_batch.fs))
 
-def _pixels(dl):
-    with _in_order(dl) as ordered: return torch.cat([to_unit(b[0], find_normalize(dl)).cpu().flatten(1) for b in ordered])
+def _pixels(dl, idxs=None):
+    with _in_order(dl, noop if idxs is None else lambda o: [o[i] for i in idxs]) as ordered:
+        return torch.cat([to_unit(b[0], find_normalize(dl)).cpu().flatten(1) for b in ordered])
 
 def _linear(feats, y, test):
     "Logistic regression on features standardised with the pool's mean and deviation, which need no labels"
@@ -158,7 +211,7 @@ def _train(dls, body, frozen_first, steps, lr, **kwargs):
     with learn.no_bar(): preds,_ = learn.get_preds(dl=dls[-1])
     return preds.argmax(1)
 
-# %% ../nbs/09_evaluate.ipynb #31f7a68a
+# %% ../nbs/09_evaluate.ipynb #450f2180
 class LabelEfficiency(pd.DataFrame):
     "A row for each contestant and number of labels: mean accuracy, standard deviation over the draws, number of draws"
     _metadata = ['runs']
@@ -219,7 +272,7 @@ def label_efficiency(
         todo = {'BYOL, linear':     lambda: _linear(z(feats[idxs]), y[idxs], z(test)),
                 'BYOL, fine-tuned': lambda: _train(some(), source, True, **kw),
                 'from scratch':     lambda: _train(some(), fresh_body(source), False, **kw),
-                'pixels, nearest':  lambda: knn_predict(_pixels(_subset_dl(train_dl, idxs, bs)), y[idxs], test_px, k=1)}
+                'pixels, nearest':  lambda: knn_predict(_pixels(train_dl, idxs), y[idxs], test_px, k=1)}
         for nm in contestants:
             with fixed_rng(seed+s): pred = todo[nm]()
             runs.append(dict(contestant=nm, per_class=n, seed=seed+s, accuracy=(pred==test_y).float().mean().item()))

@@ -214,3 +214,25 @@ def test_few_labels_takes_tensors_and_functions():
     (4,[0,0,1,1],dict(per_class=1.5),'per_class'), (4,[0,0,1,1],dict(pct=0.),'pct'), (4,[0,0,1,1],dict(pct=1.1),'pct'), (4,[0,0,0,1],dict(pct=1.),'only 1')])
 def test_few_labels_errors(items, labels, kw, msg):
     with pytest.raises(ValueError, match=msg): few_labels(range(items), labels, **kw)
+
+def class_folders(path, n=12, classes='ab'):
+    for k,c in enumerate(classes):
+        (path/c).mkdir(parents=True)
+        for i in range(n): Image.new('RGB', (8,8), (k*40,i,0)).save(path/c/f'{i}.png')
+    return path
+
+def test_what_is_put_aside_is_not_trained_on_and_has_every_class(tmp_path):
+    train,test = split_files(class_folders(tmp_path/'x'), test_pct=.25)
+    assert not set(train)&set(test) and Counter(f.parent.name for f in test)=={'a':3,'b':3} and len(train)==18
+    assert split_files(tmp_path/'x', test_pct=.25)==(train,test) and split_files(tmp_path/'x', test_pct=.25, seed=1)[1]!=test
+
+def test_a_folder_that_is_split_already_stays_so(tmp_path):
+    class_folders(tmp_path/'train'); class_folders(tmp_path/'val', 3)
+    train,test = split_files(tmp_path)
+    assert (len(train),len(test))==(24,6) and all('val' in f.parts for f in test)
+
+def test_a_split_that_cannot_be_is_an_error(tmp_path):
+    class_folders(tmp_path/'y'/'train'); class_folders(tmp_path/'y'/'val', 3, 'ac')
+    with pytest.raises(ValueError, match='training lacks: c'): split_files(tmp_path/'y')
+    with pytest.raises(ValueError, match='folder for each class'): split_files(class_folders(tmp_path/'z', classes='a'))
+    with pytest.raises(ValueError, match='(0,1)'): split_files(tmp_path/'y', test_pct=1)

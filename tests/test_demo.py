@@ -9,16 +9,6 @@ def class_folders(path, n=12, classes='ab', size=20):
         for i,o in enumerate(noise(n, size, seed=k)): PILImage.create((o.permute(1,2,0)*255).byte().numpy().copy()).save(path/c/f'{i}.png')
     return path
 
-def test_what_is_put_aside_is_not_trained_on_and_has_every_class(tmp_path):
-    train,test = D.split_files(class_folders(tmp_path/'x'), test_pct=.25)
-    assert not set(train)&set(test) and Counter(f.parent.name for f in test)=={'a':3,'b':3} and len(train)==18
-    assert D.split_files(tmp_path/'x', test_pct=.25)==(train,test) and D.split_files(tmp_path/'x', test_pct=.25, seed=1)[1]!=test
-
-def test_a_folder_that_is_split_already_stays_so(tmp_path):
-    class_folders(tmp_path/'train'); class_folders(tmp_path/'val', 3)
-    train,test = D.split_files(tmp_path)
-    assert (len(train),len(test))==(24,6) and all('val' in f.parts for f in test)
-
 def test_digits_become_the_files_of_their_classes(tmp_path):
     from sklearn.datasets import load_digits
     D.write_digits(tmp_path, size=8); data = load_digits(); f = find_images(tmp_path)
@@ -29,7 +19,7 @@ def test_no_classes_is_an_error(tmp_path):
     with pytest.raises(ValueError, match='folder for each class'): D.demo(class_folders(tmp_path/'x', classes='a'))
 
 def test_labelled_loaders_warn_of_unreadable_files(tmp_path):
-    train,test = D.split_files(class_folders(tmp_path/'x')); (tmp_path/'x'/'a'/'bad.png').write_bytes(b'x')
+    train,test = split_files(class_folders(tmp_path/'x')); (tmp_path/'x'/'a'/'bad.png').write_bytes(b'x')
     with pytest.warns(UserWarning, match='bad.png'): dls = D.labelled_loaders([*train, tmp_path/'x'/'a'/'bad.png'], test, 16)
     assert list(dls.vocab)==['a','b'] and len(dls.train.dataset)==len(train)
 

@@ -1,5 +1,6 @@
 "Embeddings in order and normalised once; nearest neighbours against scikit-learn, in bounded memory"
 from conftest import *
+import subprocess
 from sklearn.neighbors import KNeighborsClassifier
 
 def dl_of(x, y=None, norm=None, **kw):
@@ -69,6 +70,80 @@ def test_an_empty_loader_is_named(model, tmp_path, memory):
     for i,o in enumerate(noise(9,20)): PILImage.create((o.permute(1,2,0)*255).byte().numpy().copy()).save(tmp_path/f'{i}.png')
     dl = dl_of([]) if memory is None else unlabelled_dls(tmp_path, 16, bs=4, valid_pct=0, in_memory=memory, num_workers=0, device=cpu).valid
     with pytest.raises(ValueError, match='empty'): get_embeddings(model, dl)
+
+class OddOnes(torch.utils.data.Dataset):
+    "What has a length and items, as plain torch likes it"
+    def __init__(self, x): self.x = x
+    def __len__(self): return len(self.x)
+    def __getitem__(self, i): return self.x[i],i
+
+def test_embeddings_of_part_of_the_items_are_of_that_part(model):
+    x = noise(29); some = dl_of(x, list(range(29)), n=10)
+    f,y = get_embeddings(model, some); assert y.tolist()==list(range(10)); torch.testing.assert_close(f, embedded(model, x[:10]), rtol=1e-3, atol=1e-4)
+    picked = dl_of(x, list(range(29)), n=3, get_idxs=lambda: [7,2,5]); assert get_embeddings(model, picked)[1].tolist()==[7,2,5] and list(picked.get_idxs())==[7,2,5]
+
+def test_the_real_loader_of_a_distributed_one_is_embedded(model):
+    from fastai.distributed import DistributedDL
+    x = noise(29); dl = DistributedDL(dl_of(x, list(range(29)), [Normalize.from_stats([.4]*3,[.2]*3,cuda=False)], shuffle=True, drop_last=True), 1, 2)
+    f,y = get_embeddings(model, dl); assert y.tolist()==list(range(29)); torch.testing.assert_close(f, embedded(model, x), rtol=1e-3, atol=1e-4)
+
+def test_embeddings_of_a_torch_loader_with_a_batch_sampler(model):
+    from torch.utils.data import BatchSampler, RandomSampler, DataLoader as TorchDL
+    x = noise(29); ds = OddOnes(x); f,y = get_embeddings(model, TorchDL(ds, batch_sampler=BatchSampler(RandomSampler(ds), 8, True)))
+    assert y.tolist()==list(range(29)); torch.testing.assert_close(f, embedded(model, x), rtol=1e-3, atol=1e-4)
+
+# --- several processes
+
+def loaders(path):
+    "Loaders of every kind and of awkward sizes, by name"
+    from fastai.distributed import DistributedDL
+    x = noise(29); y = [i*3 for i in range(29)]; plain = dl_of(x, y, shuffle=True, drop_last=True)
+    return dict(fastai=plain, wrapped=DistributedDL(plain), one=dl_of(x[:1], y[:1]), part=dl_of(x, y, n=7), unlabelled=dl_of(x), torch=torch.utils.data.DataLoader(OddOnes(x), 8, shuffle=True),
+        memory=unlabelled_dls(path, 16, bs=4, valid_pct=0, in_memory=True, device=cpu).train, files=unlabelled_dls(path, 16, bs=4, valid_pct=0, in_memory=False, num_workers=0, device=cpu).train)
+
+script = '''
+import sys, warnings; warnings.simplefilter('ignore'); sys.path.insert(0, sys.argv[1])
+from test_evaluate import *
+import torch.distributed as dist
+from fastai.distributed import DistributedDL
+torch.set_num_threads(1); default_device(use=False); dist.init_process_group('gloo'); rank = dist.get_rank()
+set_seed(0); model = small_byol(); path = Path(sys.argv[2]); seen = []
+_ = model.body.register_forward_hook(lambda m,i,o: seen.append(len(o)))
+res,n_seen = {},{}
+set_seed(rank)
+for nm,dl in loaders(path/'im').items():
+    seen.clear(); state = torch.get_rng_state(); res[nm] = get_embeddings(model, dl, sharded=True); n_seen[nm] = sum(seen)
+    assert torch.equal(state, torch.get_rng_state()), nm
+seen.clear(); everything = get_embeddings(model, dl_of(noise(29))); assert sum(seen)==29 # not asked to share
+x,y = noise(40),[i%3 for i in range(40)]
+acc = knn_accuracy(model, dl_of(x[:30], y[:30]), dl_of(x[30:], y[30:]), k=5, sharded=True)
+class Bad(OddOnes):
+    def __getitem__(self, i):
+        if i==28: raise OSError('disk on fire')
+        return self.x[i],i
+try: get_embeddings(model, torch.utils.data.DataLoader(Bad(noise(29)), 8), sharded=True); msg = ''
+except (OSError,RuntimeError) as e: msg = f'{type(e).__name__}: {e}'
+torch.save(dict(res=res, n_seen=n_seen, acc=acc, msg=msg), path/f'{rank}.pth')
+'''
+
+@pytest.mark.slow
+def test_processes_share_the_images_out_and_each_gets_all_features_in_order(model, tmp_path):
+    (tmp_path/'im').mkdir()
+    for i,o in enumerate(noise(9,20)): PILImage.create((o.permute(1,2,0)*255).byte().numpy().copy()).save(tmp_path/'im'/f'{i}.png')
+    (tmp_path/'s.py').write_text(script)
+    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', tmp_path/'s.py', Path(__file__).parent, tmp_path]
+    res = subprocess.run(cmd, capture_output=True, text=True, timeout=300); assert res.returncode==0, res.stderr[-3000:]
+    ranks = [torch.load(tmp_path/f'{r}.pth') for r in range(2)]
+    set_seed(0); model = small_byol(); x,y = noise(40),[i%3 for i in range(40)]
+    for nm,dl in loaders(tmp_path/'im').items():
+        if nm=='wrapped': dl = dl.dl
+        f,y1 = get_embeddings(model, dl)
+        for r in ranks:
+            torch.testing.assert_close(r['res'][nm][0], f, msg=lambda m: f'{nm}: {m}'); assert torch.equal(r['res'][nm][1], y1) if y1 is not None else r['res'][nm][1] is None
+        shares = [r['n_seen'][nm] for r in ranks]; assert sum(shares)==len(f) and max(shares)-min(shares)<=1, nm
+    want = knn_accuracy(model, dl_of(x[:30], y[:30]), dl_of(x[30:], y[30:]), k=5); assert [r['acc'] for r in ranks]==[want]*2
+    # one process fails in its share: the other does not wait for it for ever
+    assert ranks[0]['msg'].startswith('RuntimeError: Process 1') and ranks[1]['msg'].startswith('OSError') and all('disk on fire' in r['msg'] for r in ranks)
 
 # --- nearest neighbours
 

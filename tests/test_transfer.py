@@ -128,16 +128,47 @@ def test_a_corrupted_head_is_refused(file, at, byte):
     with pytest.raises(ValueError): load_body(file)
 
 def rewrite(file, meta=None, sd=None):
-    "The file with other metadata or weights"
+    "The file with other metadata or weights, and their checksum"
     from safetensors import safe_open
+    from fastbyol.transfer import _digest
     with safe_open(file, 'pt') as f: text,old = f.metadata()['fastbyol'],{k:f.get_tensor(k) for k in f.keys()}
-    save_file(sd(old) if sd else old, file, metadata=dict(fastbyol=meta if isinstance(meta, str) else json.dumps({**json.loads(text), **(meta or {})})))
+    new,text = sd(old) if sd else old,meta if isinstance(meta, str) else json.dumps({**json.loads(text), **(meta or {})})
+    save_file(new, file, metadata=dict(fastbyol=text, sha256=_digest(text, new)))
 
 @pytest.mark.parametrize('sd,msg', [(lambda s: {k:v for k,v in s.items() if 'conv.weight' not in k}, 'missing, first module.conv.weight'),
     (lambda s: {**s,'z':torch.zeros(1)}, 'unexpected, first z'), (lambda s: {**s,'module.conv.bias':torch.zeros(3)}, r'\(3,\) instead of \(12,\)')])
 def test_weights_that_do_not_fit_are_named(file, sd, msg):
     rewrite(file, sd=sd)
     with pytest.raises(ValueError, match=msg): load_body(file, arch=Own())
+
+def test_flipped_bytes_are_refused_or_do_no_harm(file):
+    whole,sd,r,n = file.read_bytes(),load_body(file)[0].state_dict(),random.Random(0),Counter()
+    head = int.from_bytes(whole[:8], 'little')+8
+    for i in range(1000): # every other one in the head, which is the smaller part
+        b = bytearray(whole); at = r.randrange(head if i%2 else len(b)); b[at] ^= r.randrange(1, 256); file.write_bytes(b)
+        try: body,meta = load_body(file)
+        except ValueError as e: assert file.name in str(e); n['refused'] += 1
+        else: assert same_sd(body.state_dict(), sd) and meta['arch'].endswith(':Own'); n['loaded'] += 1
+    assert n['refused']>990, n
+
+@pytest.mark.parametrize('tenth', range(10))
+def test_every_tenth_of_a_file_is_refused(file, tenth):
+    b = file.read_bytes(); file.write_bytes(b[:len(b)*tenth//10])
+    with pytest.raises(ValueError, match='cut short'): load_body(file)
+
+@pytest.mark.parametrize('lost', ['sha256','both'])
+def test_a_file_without_checksum_loads_only_if_it_never_had_one(file, lost):
+    from safetensors import safe_open
+    with safe_open(file, 'pt') as f: text,sd = json.loads(f.metadata()['fastbyol']),{k:f.get_tensor(k) for k in f.keys()}
+    if lost=='both': del text['checksum']
+    save_file(sd, file, metadata=dict(fastbyol=json.dumps(text)))
+    if lost=='both': assert same_sd(load_body(file)[0].state_dict(), sd)
+    else:
+        with pytest.raises(ValueError, match='damaged'): load_body(file)
+
+def test_of_several_processes_the_first_one_writes(tmp_path, monkeypatch):
+    monkeypatch.setenv('RANK', '1'); m = BYOL(Own(), layer='pool', **quick)
+    assert save_body(m, tmp_path/'b').name=='b.safetensors' and not list(tmp_path.iterdir())
 
 @pytest.mark.parametrize('meta', ['{}', 'nonsense', '{"format":1}'])
 def test_metadata_that_says_nothing_is_refused(file, meta):
