@@ -7,7 +7,7 @@ Docs: https://fastbyol.github.io/fastbyol/learner.html.md"""
 # %% auto #0
 __all__ = ['byol_learner']
 
-# %% ../nbs/07_learner.ipynb #53ad037e
+# %% ../nbs/07_learner.ipynb #ebd4e355
 from fastai.vision.all import *
 import timm
 from fastai.callback.training import GradientAccumulation
@@ -18,20 +18,20 @@ from .model import *
 from .callback import *
 from .recipe import *
 
-# %% ../nbs/07_learner.ipynb #87af4cea
+# %% ../nbs/07_learner.ipynb #0b0b1243
 def _takes_small_stem(arch):
     if isinstance(arch, str): return timm.is_model(arch) and timm.model_entrypoint(arch).__module__=='timm.models.resnet'
     return not isinstance(arch, nn.Module) and bool(re.search('resne[tx]', getattr(arch, '__name__', '')))
 
 def _recipe_for(r, dls, arch, x, own, cbs):
     "Recipe `r` for the data `dls`; what the user passes besides, `own`, wins"
-    bs = batch_size(dls.train)
+    bs = dl_bs(dls.train)
     if r is True or isinstance(r, str):
         check_counts(bs=bs)
         r = recipe(bs=bs, preset=None if r is True else r).replace('your data', bs=bs).replace('default, `fit_byol` sets it', epochs=100)
     if not isinstance(r, Recipe): raise TypeError(f"`recipe` takes what `recipe(epochs, bs)` returns, the name of a preset, or True, got {type(r).__name__}")
     if bs and bs!=r.bs: raise ValueError(f"The recipe is for batches of {r.bs}, the data has bs={bs}: use `recipe({r.epochs}, {bs})`, with `effective_bs={r.effective_bs}` for as large steps, or data with bs={r.bs}")
-    data = {k:f() for k,f in dict(n_items=lambda: n_images(dls.train), size=lambda: view_size(None, dls, x)).items() if r.args[k] is None}
+    data = {k:f() for k,f in dict(n_items=lambda: dl_n(dls.train), size=lambda: view_size(None, dls, x)).items() if r.args[k] is None}
     new = {k:own[k] for k in ('size','tau','tau_end','lr','wd','small_stem','pretrained') if own.get(k) is not None}
     if 'norm' in own: new['norm'] = own['norm']
     if 'lr' in new: new['base_lr'] = None
@@ -81,7 +81,7 @@ def byol_learner(
     if r is not None: learn.recipe = r
     return learn
 
-# %% ../nbs/07_learner.ipynb #137b5944
+# %% ../nbs/07_learner.ipynb #8e960e5c
 @patch
 def fit_byol(self:Learner,
     epochs:int=None, # epochs of the whole run; None: the recipe's. For another number the recipe is resolved anew
@@ -99,8 +99,9 @@ def fit_byol(self:Learner,
     if r is not None:
         new = {k:v for k,v in dict(epochs=epochs, lr=lr, warmup=warmup, wd=wd).items() if v is not None and not isinstance(v, slice)}
         if any(r.get(k)!=v for k,v in new.items()):
+            old = r
             self.recipe = r = r.replace(**new, **(dict(base_lr=None) if 'lr' in new else {}))
-            cb.tau,cb.tau_end = r.tau,r.tau_end
+            if (cb.tau,cb.tau_end)==(old.tau,old.tau_end): cb.tau,cb.tau_end = r.tau,r.tau_end # unless they have been set by hand
         epochs,lr,warmup,wd = r.epochs,ifnone(lr, r.lr),r.warmup,r.wd
     check_counts(epochs=epochs)
     if not 0<=start_epoch<epochs: raise ValueError(f"`start_epoch` must be below the {epochs} epochs of the whole run, got {start_epoch}")

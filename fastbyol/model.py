@@ -13,7 +13,7 @@ from fastai.vision.all import *
 from .heads import *
 from .body import *
 
-# %% ../nbs/03_model.ipynb #94ea99c1
+# %% ../nbs/03_model.ipynb #a770da7f
 def _loss_per_item(pred, targ):
     if pred.shape!=targ.shape or pred.ndim!=3 or pred.shape[1]!=2:
         raise ValueError(f"`byol_loss` takes two tensors (bs,2,n), got {tuple(pred.shape)} and {tuple(targ.shape)}")

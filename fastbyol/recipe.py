@@ -6,7 +6,7 @@ Docs: https://fastbyol.github.io/fastbyol/recipe.html.md"""
 
 # %% auto #0
 __all__ = ['presets', 'SplitDecay', 'adamw', 'ByolLars', 'lars', 'predictor_splitter', 'warmup_cosine', 'default_warmup',
-           'LRSchedule', 'deepmind', 'Recipe', 'recipe']
+           'LRSchedule', 'Recipe', 'recipe']
 
 # %% ../nbs/06_recipe.ipynb #9fc06d47
 from timm.optim import Lars
@@ -18,7 +18,7 @@ from .views import *
 from .model import *
 from .callback import *
 
-# %% ../nbs/06_recipe.ipynb #c8745efa
+# %% ../nbs/06_recipe.ipynb #d8016c8a
 class SplitDecay(OptimWrapper):
     "A torch optimiser in which what has one dimension or none (biases, norms) gets no weight decay, whatever fastai sets"
     def __init__(self,
@@ -47,7 +47,7 @@ class SplitDecay(OptimWrapper):
     def _pairs(self): return list(zip(self.opt.param_groups[::2], self.opt.param_groups[1::2]))
     def _set_hyper(self, k, v):
         for (weights,plain),v_,m in zip(self._pairs(), v, self.lr_mults):
-            for pg in (weights,) if k=='wd' else (weights,plain): set_item_pg(pg, self.bwd_map[k], v_*m if k=='lr' else v_)
+            for pg in (weights,) if k=='wd' else (weights,plain): set_item_pg(pg, self.bwd_map[k], float(v_*m) if k=='lr' else v_) # schedules bring numpy's floats, which a saved state should not hold
 
 # %% ../nbs/06_recipe.ipynb #d8f24c50
 def adamw(
@@ -135,10 +135,10 @@ class LRSchedule(ParamScheduler):
         "Steps of warm-up in this run"
         return int(n_steps*ifnone(self.warmup_epochs, default_warmup(self.n_epoch))/self.n_epoch)
 
-# %% ../nbs/06_recipe.ipynb #bb0afa41
+# %% ../nbs/06_recipe.ipynb #9fba64db
 _tables = dict(base_lr={40:.45, 100:.45, 300:.3, 1000:.2}, wd={40:1e-6, 100:1e-6, 300:1e-6, 1000:1.5e-6}, tau={40:.97, 100:.99, 300:.99, 1000:.996})
 
-def deepmind(
+def _deepmind(
     name:str, # 'base_lr', 'wd' or 'tau'
     epochs:int, # of the run
 )->tuple: # (value, where it comes from)
@@ -153,13 +153,14 @@ def deepmind(
     y = float(np.interp(math.log(epochs), [math.log(e) for e in es], ys))
     return (1-math.exp(y) if name=='tau' else y),f"ours: between DeepMind's {a} and {b} epochs"
 
-# %% ../nbs/06_recipe.ipynb #2d2f245a
+# %% ../nbs/06_recipe.ipynb #61d1f2b7
 _nette,_solo,_moco = "DeepMind's Imagenette setup","solo-learn's CIFAR-10 recipe","MoCo v3's ViT recipe"
+_few = f"ours: {_solo}, which learns in few steps"
 # name -> (for what, number -> (value, where it comes from)); a number that is missing has the default below
 presets = {
-    'imagenet':    ('100,000 images and more', {k:partial(deepmind, k) for k in _tables}),
+    'imagenet':    ('100,000 images and more', {k:partial(_deepmind, k) for k in _tables}),
     'imagenette':  ('5,000 to 100,000 images', dict(base_lr=(2., _nette), wd=(1e-6, _nette), tau=(.996, _nette))),
-    'small_data':  ('fewer than 5,000 images', dict(base_lr=(2., _nette), wd=(1e-6, _nette), tau=(.99, 'ours: there are few steps'))),
+    'small_data':  ('fewer than 5,000 images, or 2,000 steps', dict(base_lr=(1., _few), wd=(1e-5, _few), tau=(.99, _few), eta=(.02, _few), trust_clip=(True, _few))),
     'cifar':       ('images of 40 pixels and less', dict(base_lr=(1., _solo), wd=(1e-5, _solo), tau=(.99, _solo), eta=(.02, _solo), trust_clip=(True, _solo),
                     small_stem=(True, _solo), blur=(False, _solo))),
     'small_batch': ('batches of 64 to 256, gradients accumulated to 256', dict(base_lr=(2., _nette), wd=(1e-6, _nette), tau=(.996, _nette), effective_bs=(256, _nette))),
@@ -167,7 +168,7 @@ presets = {
     'vit':         ('vision transformers', dict(opt=('adam', _moco), base_lr=(1.5e-4, _moco), wd=(.1, _moco), tau=(.99, _moco), warmup=(40., _moco))),
 }
 # for any preset with Adam in the place of LARS; and numbers that a preset need not name
-_adam = dict(base_lr=(2e-3, 'ours'), wd=(.01, "fastai's default"), mom=(.9, "torch's default"))
+_adam = dict(base_lr=(4e-3, "ours: fastai's default of 1e-3 at a batch of 64"), wd=(.01, "fastai's default"), mom=(.9, "torch's default"))
 _defaults = dict(opt=('lars','the paper'), mom=(.9, 'DeepMind'), eta=(1e-3, 'DeepMind'), trust_clip=(False, 'DeepMind'), tau_end=(1., 'the paper'), pred_lr_mult=(1., 'the paper'),
                  small_stem=(False, 'default'), blur=(True, 'the paper'), pretrained=(False, 'default'))
 
@@ -217,15 +218,15 @@ class Recipe:
         "Gradient accumulation, where it is called for"
         return [GradientAccumulation(self.bs*self.accumulate)] if self.accumulate>1 else []
 
-# %% ../nbs/06_recipe.ipynb #5f2b3a4e
-def _choose_preset(n_items, size):
+# %% ../nbs/06_recipe.ipynb #01689002
+def _choose_preset(n_items, size, steps):
     if size<=40: return 'cifar',f'ours: images of {size} px'
     if n_items is None: return 'imagenet','ours: the number of images is not given'
-    nm = 'small_data' if n_items<5_000 else 'imagenette' if n_items<100_000 else 'imagenet'
+    nm = 'small_data' if n_items<5_000 or steps<2_000 else 'imagenette' if n_items<100_000 else 'imagenet'
     return nm,f'ours: {presets[nm][0]}'
 
 def _check_args(a):
-    check_counts(epochs=a['epochs'], bs=a['bs'])
+    check_counts(epochs=a['epochs'], bs=a['bs'], **{k:a[k] for k in ('n_items','effective_bs','processes') if a[k] is not None})
     if a['bs']<2: raise ValueError(f"`bs` must be 2 or more: batch norm needs others to compare with, got {a['bs']}")
     check_view_size(a['size'])
     if a['preset'] not in (None,*presets): raise ValueError(f"`preset` must be one of {list(presets)}, got {a['preset']!r}")
@@ -243,11 +244,9 @@ def _check_args(a):
 def _check_batch(n_items, bs, processes, effective_bs):
     per = bs*processes
     if effective_bs%per: raise ValueError(f"`effective_bs` must be a multiple of the {per} images that go through the model at a time, got {effective_bs}: use {max(per, effective_bs//per*per)}, or another `bs`")
-    if n_items is None: return
-    check_counts(n_items=n_items)
-    if effective_bs>n_items: raise ValueError(f"A step takes {effective_bs} images, but there are only {n_items}: use bs={max(2, n_items//(2*processes))} or fewer{'' if effective_bs==per else ', or a smaller `effective_bs`'}")
+    if n_items is not None and effective_bs>n_items: raise ValueError(f"A step takes {effective_bs} images, but there are only {n_items}: use bs={max(2, n_items//(2*processes))} or fewer{'' if effective_bs==per else ', or a smaller `effective_bs`'}")
 
-# %% ../nbs/06_recipe.ipynb #d8b803b7
+# %% ../nbs/06_recipe.ipynb #4dd611df
 def _resolve(args):
     "The `Recipe` of `args`"
     v,src,told = {},{},args['_told']
@@ -258,26 +257,27 @@ def _resolve(args):
         if a.get(k) is not None: return a[k],told.get(k, 'yours')
         o = chosen.get(k) or _defaults[k]
         return o(a['epochs']) if callable(o) else o
-    put('preset', *((a['preset'],told.get('preset', 'yours')) if a['preset'] else _choose_preset(a['n_items'], a['size'])))
+    at_once = a['bs']*ifnone(a['processes'], num_distrib() or 1)
+    n_steps = (a['n_items'] or 0)//(a['effective_bs'] or at_once)*a['epochs']
+    put('preset', *((a['preset'],told.get('preset', 'yours')) if a['preset'] else _choose_preset(a['n_items'], a['size'], n_steps)))
     chosen = dict(presets[v['preset']][1])
     put('opt', *pick('opt'))
     if v['opt']=='adam' and 'opt' not in chosen: chosen.update(_adam)
     for k in ('epochs','n_items','bs'): put(k, a[k], told.get(k, 'yours') if a[k] is not None else 'not given')
     put('size', a['size'], told.get('size', 'yours') if args['size'] else 'default')
-    put('processes', ifnone(a['processes'], num_distrib() or 1), 'yours' if a['processes'] else 'as many as run')
-    at_once = v['bs']*v['processes']
+    put('processes', at_once//a['bs'], 'yours' if a['processes'] else 'as many as run')
     eff,s = pick('effective_bs') if a['effective_bs'] or 'effective_bs' in chosen else (at_once,'one batch of each process')
     if eff<at_once and not a['effective_bs']: eff,s = at_once,'one batch of each process'
     _check_batch(v['n_items'], v['bs'], v['processes'], eff)
     put('accumulate', eff//at_once, 'batches for a step of effective_bs images')
     put('effective_bs', eff, s)
-    steps = v['n_items'] and v['epochs']*(v['n_items']//at_once)//v['accumulate']
+    steps = v['n_items'] and v['epochs']*(v['n_items']//at_once)//v['accumulate'] # as `fit_byol` counts them
     put('steps', steps, 'epochs · n_items / effective_bs' if steps else 'not known without n_items')
     _resolve_lr(a, v, put, pick)
     for k in ('wd','mom') + (('eta','trust_clip') if v['opt']=='lars' else ()): put(k, *pick(k))
     put('tau', *pick('tau'))
-    # the target averages over 1/(1-tau) steps: in a short run, over a twentieth of it at most
-    if a['tau'] is None and steps and v['tau']>1-20/steps: put('tau', max(.5, 1-20/steps), f"ours: averages over 1/20 of {steps:,} steps, not {1/(1-v['tau']):.0f}")
+    # the target averages over 1/(1-tau) steps: of DeepMind's runs never over more than 1/148
+    if a['tau'] is None and steps and v['tau']>1-100/steps: put('tau', max(.5, 1-100/steps), f"ours: averages over 1/100 of {steps:,} steps, not over {1/(1-v['tau']):.0f}")
     for k in ('tau_end','pred_lr_mult','small_stem','blur'): put(k, *pick(k))
     put('norm', a['norm'], 'the paper' if a['norm']=='batch' else 'yours')
     for k,o in a['_own'].items():
