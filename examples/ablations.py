@@ -38,6 +38,8 @@ variants = { # name -> (what the table calls it, arguments of `byol_learner`)
     'simsiam':   ('no target network (SimSiam)', dict(momentum=False)),
     'symmetric': ('symmetric views', dict(symmetric=True)),
     'random':    ('target begins with its own weights', dict(target_init='random')),
+    'lars':      ("LARS, recipe 'imagenette'", dict(recipe='imagenette')), # these two with the recipe's schedules, not Adam and one cycle
+    'lars_few':  ("LARS, recipe 'small_data'", dict(recipe='small_data')),
 }
 
 class CPUBfloat16(MixedPrecision):
@@ -57,7 +59,9 @@ def pretrain(kw, dls, arch, size, epochs, lr, hidden_size, seed):
         learn.model.to(memory_format=torch.channels_last)
         learn.add_cb(CPUBfloat16())
     if epochs:
-        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
+        with learn.no_bar(), learn.no_logging():
+            if 'recipe' in kw: learn.fit_byol(epochs)
+            else: learn.fit_one_cycle(epochs, lr)
     return learn
 
 def evaluate(learn, labelled):
@@ -109,7 +113,7 @@ def main(
     size:int=32, # side of the views in pixels
     arch:str='small', # 'small', or a timm name
     bs:int=64, # images per batch
-    lr:float=2e-3, # highest learning rate of one cycle with Adam
+    lr:float=2e-3, # highest learning rate of one cycle with Adam; recipes have their own
     hidden_size:int=512, # hidden width of projector and predictor
     n:int=0, # training photos, drawn with seed 0; 0: all
     seeds:int=3, # runs of each variant
