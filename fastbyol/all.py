@@ -8,4 +8,5 @@ from .callback import *
 from .learner import *
 from .transfer import *
 from .evaluate import *
+from .distributed import *
 from .checkpoint import *
