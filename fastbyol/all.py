@@ -11,4 +11,5 @@ from .transfer import *
 from .evaluate import *
 from .explore import *
 from .monitor import *
+from .distributed import *
 from .checkpoint import *

@@ -185,7 +185,8 @@ class BYOLCallback(Callback):
             vs = make_views(self._views(x), x)
             self._keep_buffers(model)
         else:
-            with fixed_rng(self.valid_seed + self.iter): vs = make_views(self._views(x), x)
+            # of several processes each has batches of its own
+            with fixed_rng(self.valid_seed + self.iter*max(num_distrib(), 1) + rank_distrib()): vs = make_views(self._views(x), x)
         vs = tuple(model.normalize(v) for v in vs)
         self.learn.xb,self.learn.yb = vs,(model.targets(*vs),)
 

@@ -248,7 +248,8 @@ def unlabelled_dls(
     if open_fn is None and n_in not in (1,3,4): raise ValueError(f"PIL reads images of 1, 3 or 4 channels, got n_in={n_in}: pass `open_fn`, a function from a file to a uint8 array ({n_in}, h, w)")
     files,item_size = find_images(path),item_size or size*5//4
     if in_memory not in (True,False,'auto','device'): raise ValueError(f"`in_memory` is True, False, 'auto' or 'device', got {in_memory!r}")
-    if in_memory=='auto': in_memory = len(files)*n_in*item_size**2 < _free_memory()/4
+    # of several processes on this machine each keeps the images
+    if in_memory=='auto': in_memory = len(files)*n_in*item_size**2 < _free_memory()/4/int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     opener = OpenImage(item_size, n_in, open_fn)
     if in_memory: images,good,bad = decode_images(files, item_size, n_in, open_fn)
     else: images,good,bad = None,*_readable(files, open_fn)
