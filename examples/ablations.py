@@ -21,7 +21,7 @@ from fastai.callback.fp16 import MixedPrecision
 from torch.amp import GradScaler
 from sklearn.linear_model import RidgeClassifierCV
 from fastbyol.all import *
-from fastbyol.demo import labelled_loaders, small_resnet
+from fastbyol.demo import small_resnet
 
 variants = { # name -> (what the table calls it, arguments of `byol_learner`)
     'untrained': ('random weights, not trained', {}),

@@ -11,7 +11,7 @@ from datetime import date
 from fastcore.script import call_parse
 from fastai.vision.all import *
 from fastbyol.all import *
-from fastbyol.demo import labelled_loaders, small_resnet
+from fastbyol.demo import small_resnet
 
 class EpochLog(Callback):
     "Prints the loss of each epoch"

@@ -7,7 +7,7 @@ Docs: https://fastbyol.github.io/fastbyol/data.html.md"""
 # %% auto #0
 __all__ = ['image_exts', 'find_images', 'open_image', 'square_image', 'OpenFnError', 'load_square', 'decode_images',
            'warn_unreadable', 'MemoryDL', 'is_empty', 'first_image', 'OpenImage', 'unlabelled_dls', 'few_labels',
-           'split_files']
+           'split_files', 'labelled_loaders']
 
 # %% ../nbs/04_data.ipynb #76ff1ea6
 import os
@@ -330,3 +330,22 @@ def split_files(
     if len(a)<2: raise ValueError(f"Labels are the names of folders, and there must be a folder for each class: found {', '.join(sorted(a|b)) or 'none'} under {path}")
     if b-a: raise ValueError(f"There are images put aside of classes that training lacks: {', '.join(sorted(b-a)[:5])}")
     return sorted(train),sorted(test)
+
+# %% ../nbs/04_data.ipynb #ecd4032e
+def labelled_loaders(
+    train:list, # files for training; the names of their folders are the labels
+    test:list, # files put aside; of classes that training has
+    size:int, # side of the images, in pixels
+    n_in:int=3, # channels
+    bs:int=64, # images per batch
+)->DataLoaders: # `(TensorImage, TensorCategory)` in [0,1], with `vocab`
+    "Labelled images, decoded once and kept in memory: for evaluating, so without random transforms"
+    vocab = CategoryMap({f.parent.name for f in train})
+    def dl(files, **kw):
+        images,good,bad = decode_images(files, size, n_in)
+        warn_unreadable(bad, len(files))
+        items = [(TensorImage(x), TensorCategory(vocab.o2i[f.parent.name])) for x,f in zip(images, good) if f.parent.name in vocab.o2i]
+        return TfmdDL(items, bs=bs, num_workers=0, after_batch=[IntToFloatTensor()], device=default_device(), **kw)
+    dls = DataLoaders(dl(train, shuffle=True, drop_last=True), dl(test), device=default_device())
+    dls.vocab = vocab
+    return dls

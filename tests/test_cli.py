@@ -19,7 +19,7 @@ def command(tmp_path, name, *args, **kw):
 def run(func, *args): return cli.run_command(func, f'fastbyol-{func.__name__}', [str(o) for o in args])
 
 def test_help_is_readable(capsys):
-    for f in (cli.pretrain,cli.finetune):
+    for f in (cli.pretrain,cli.finetune,cli.evaluate,cli.embed):
         with pytest.raises(SystemExit) as e: run(f, '--help')
         text = capsys.readouterr().out
         assert e.value.code==0 and f.__doc__.split('.')[0] in ' '.join(text.split())
@@ -94,3 +94,83 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, sig):
     assert [json.loads(o)['epoch'] for o in log.read_text().splitlines()]==[1,2,3,4,5,6]
     res = command(tmp_path, 'finetune', tmp_path/'cut'/'body.safetensors', data, '--epochs', 1, '--out', tmp_path/'clas', '--no-bar')
     assert res.returncode==0 and 'Accuracy' in res.stdout
+
+# --- fastbyol-eval
+
+@pytest.fixture(scope='module')
+def body_file(tmp_path_factory):
+    set_seed(0); return save_body(BYOL('test_resnet.r160_in1k'), tmp_path_factory.mktemp('body')/'b', view_size=16)
+
+def test_eval_tells_what_a_body_is_worth(tmp_path, capsys, body_file):
+    data,out = photos(tmp_path/'data'),tmp_path/'ev'
+    assert run(cli.evaluate, body_file, data, '--out', out, '--steps', 3, '--draws', 2, '--per-class', '1,3', '--size', 16, '--k', 5)==0
+    text,res = capsys.readouterr().out,json.loads((out/'eval.json').read_text())
+    train,test = split_files(data, .2, 42); dls = labelled_loaders(train, test, 16)
+    assert (res['train'],res['test'],res['classes'])==(len(train),len(test),['a','b']) and res['knn']==pytest.approx(knn_accuracy(body_file, dls.train, dls.valid, 5))
+    assert res['linear']==linear_eval(body_file, dls, fast=True, seed=42).top1 and res['linear_ci'][0]<=res['linear']<=res['linear_ci'][1]
+    assert {(o['contestant'],o['per_class'],o['n']) for o in res['few_labels']}=={(c,n,2) for c in ('BYOL, linear','BYOL, fine-tuned','from scratch','pixels, nearest') for n in (1,3)}
+    assert f"{100*res['knn']:.1f} %" in text and f"{100*res['linear']:.1f} %" in text and 'from scratch' in text and 'With 3 labels per class' in text
+    im = Image.open(out/'eval.png'); assert im.size[0]>1000 and len(np.unique(np.asarray(im.convert('L'))))>50
+
+def test_eval_takes_a_folder_with_its_own_split_and_the_papers_protocol(tmp_path, capsys, body_file):
+    data = tmp_path/'data'; photos(data/'train', 8); photos(data/'val', 4)
+    assert run(cli.evaluate, body_file, data, '--out', tmp_path/'ev', '--steps', 2, '--draws', 1, '--full', '--bs', 4, '--size', 16)==0
+    res = json.loads((tmp_path/'ev'/'eval.json').read_text()); assert (res['train'],res['test'],res['linear_by'])==(16,8,'80 epochs') and {o['per_class'] for o in res['few_labels']}=={1,5}
+    assert '(80 epochs)' in capsys.readouterr().out
+
+def few(**acc): return pd.DataFrame([dict(contestant=c, per_class=n, mean=a) for c,a in zip(('BYOL, linear','BYOL, fine-tuned','from scratch','pixels, nearest'), acc.values()) for n in (1,5)])
+def test_the_verdict_says_what_pretraining_was_worth():
+    assert 'reaches 80.0 % (fine-tuned), training from scratch 50.0 %: pretraining was worth 30.0 points.' in cli._verdict(few(a=.7,b=.8,c=.5,d=.3)) and 'pixels' not in cli._verdict(few(a=.7,b=.8,c=.5,d=.3))
+    assert 'did not help' in cli._verdict(few(a=.4,b=.3,c=.5,d=.3)) and 'bare pixels reaches 90.0 %' in cli._verdict(few(a=.7,b=.8,c=.5,d=.9)) and 'With 5 labels' in cli._verdict(few(a=.4,b=.3,c=.5,d=.3))
+
+@pytest.mark.parametrize('args,says', [(['--per-class','1,99'],'from 1 to 6'), (['--per-class','a'],'separated by commas'), (['--k','0'],'k'), (['--draws','0'],'draws'), (['--valid-pct','2'],'(0,1)')])
+def test_eval_refuses_bad_input_in_a_line(tmp_path, capsys, body_file, args, says):
+    assert run(cli.evaluate, body_file, photos(tmp_path/'data', 8), '--out', tmp_path/'ev', *args)==2
+    err = capsys.readouterr().err; assert says in err and err.count('\n')==1 and not (tmp_path/'ev').exists()
+
+def test_folders_too_large_for_memory_are_read_from_disk(tmp_path, monkeypatch, body_file):
+    data = photos(tmp_path/'data', 8); a = cli._loaders_to_look(data, 16, 4, 3, .25, 0)
+    monkeypatch.setattr(cli, '_free_memory', lambda: 1000); b = cli._loaders_to_look(data, 16, 4, 3, .25, 0, 0)
+    assert isinstance(a.train.dataset, list) and hasattr(b.train_ds, 'items') and (len(a.train.dataset),len(a.valid.dataset))==(len(b.train_ds),len(b.valid_ds))
+    for x,y in zip(get_embeddings(body_file, a.valid), get_embeddings(body_file, b.valid)): torch.testing.assert_close(x, y, rtol=.05, atol=.05)
+
+# --- fastbyol-embed
+
+def embedded(body_file, files, size=16):
+    m,meta = load_body(body_file); x = torch.stack([load_square(f, 3, size) for f in files]).float()/255; mean,std = (tensor(o).view(1,-1,1,1) for o in meta.spec.stats)
+    with torch.no_grad(): return pool_features(m((x-mean)/std), meta.spec.nhwc)
+
+@pytest.mark.parametrize('args,tol', [([],1e-5), (['--dtype','float16','--num-workers','2'],1e-2)])
+def test_embed_writes_features_with_names(tmp_path, capsys, body_file, args, tol):
+    data,out = photos(tmp_path/'data', 7),tmp_path/'deep'/'e.npz'; (data/'a'/'bad.png').write_bytes(b'no')
+    assert run(cli.embed, body_file, data, out, '--bs', 4, '--size', 16, *args)==0
+    o,files = np.load(out),[f for f in find_images(data) if f.name!='bad.png']
+    assert o['files'].tolist()==[f.relative_to(data).as_posix() for f in files] and o['features'].dtype==(np.float16 if args else np.float32)
+    np.testing.assert_allclose(o['features'], embedded(body_file, files), atol=tol, rtol=tol)
+    c = capsys.readouterr(); assert '14 images' in c.out and '1 of 15 files' in c.err and 'bad.png' in c.err and [f.name for f in out.parent.iterdir()]==['e.npz']
+
+def test_embed_writes_parquet(tmp_path, body_file):
+    pd_ = pytest.importorskip('pyarrow.parquet'); data = photos(tmp_path/'data', 7)
+    assert run(cli.embed, body_file, data, tmp_path/'e.parquet', '--bs', 4, '--size', 16)==0
+    t = pd_.read_table(tmp_path/'e.parquet'); files = find_images(data); assert t['file'].to_pylist()==[f.relative_to(data).as_posix() for f in files]
+    np.testing.assert_allclose(np.stack(t['features'].to_pylist()), embedded(body_file, files), atol=1e-5, rtol=1e-4)
+
+def test_parquet_without_pyarrow_is_refused_at_once(tmp_path, capsys, monkeypatch, body_file):
+    find = cli.importlib.util.find_spec; monkeypatch.setattr(cli.importlib.util, 'find_spec', lambda n: None if n=='pyarrow' else find(n))
+    assert run(cli.embed, body_file, photos(tmp_path/'data', 2), tmp_path/'e.parquet')==2 and 'pip install pyarrow' in capsys.readouterr().err
+
+@pytest.mark.parametrize('out,args,says', [('e.csv',[],'.npz'), ('e.npz',['--dtype','int8'],'float16'), ('e.npz',['--bs','0'],'bs')])
+def test_embed_refuses_bad_input(tmp_path, capsys, body_file, out, args, says):
+    assert run(cli.embed, body_file, photos(tmp_path/'data', 2), tmp_path/'o'/out, *args)==2 and says in capsys.readouterr().err and not (tmp_path/'o').exists()
+
+def test_a_failing_embed_leaves_the_former_file(tmp_path, capsys, body_file):
+    data,out = tmp_path/'data',tmp_path/'e.npz'; photos(data, 2); run(cli.embed, body_file, data, out, '--size', 16); before = out.read_bytes()
+    for f in find_images(data): f.write_bytes(b'no')
+    assert run(cli.embed, body_file, data, out, '--size', 16)==2 and 'None of the 4' in capsys.readouterr().err and out.read_bytes()==before and not list(tmp_path.glob('.e*'))
+
+def test_embedding_many_images_takes_the_memory_of_few(tmp_path, body_file, monkeypatch):
+    "Rows go to disk as they come: 40 MB of features, and a rise of much less"
+    im = torch.zeros(3,16,16,dtype=torch.uint8); monkeypatch.setattr(cli, 'find_images', lambda p: [Path(p)/f'{i}.png' for i in range(5000)]); monkeypatch.setattr(cli, 'load_square', lambda *a: im)
+    monkeypatch.setattr(cli, '_embedder', lambda *a: (None, lambda x: torch.rand(len(x), 2048), lambda x: x))
+    rise = peak_mib(lambda: run(cli.embed, body_file, tmp_path, tmp_path/'e.npz', '--size', 16, '--num-workers', 0))
+    assert (tmp_path/'e.npz').stat().st_size>5000*2048*4 and rise<25
