@@ -36,7 +36,8 @@ def summary(counts):
 
 @call_parse
 def main(
-    path:str=None, # folder with train/; Imagenette is downloaded when left out
+    path:str=None, # folder with train/ and val/; Imagenette is downloaded when left out
+    of:str='train', # suggest from the photos in this folder of it: train, or val, which pretraining has not seen
     body:str=None, # body file to read instead of pretraining
     arch:str=None, # timm name of the body; a small residual network when left out
     save:str=None, # file to write the pretrained body to
@@ -60,6 +61,7 @@ def main(
         with source.no_bar(), source.no_logging(): source.fit_one_cycle(epochs, 2e-3, cbs=[EpochLog(), Bfloat16()])
         if save: save_body(source, save, epochs=epochs)
 
+    if of!='train': dls = unlabelled_dls(find_images(path/of), size, bs, valid_pct=0, in_memory=True)
     feats,_ = get_embeddings(source, dls.train)
     vocab = CategoryMap(L(dls.train_ds.items).map(parent_label).unique())
     y = tensor([vocab.o2i[parent_label(f)] for f in dls.train_ds.items])

@@ -373,7 +373,7 @@ def find_outliers(
     idxs = d.argsort(descending=True, stable=True)[:n]
     return _table(emb, dict(index=idxs.tolist(), distance=d[idxs].tolist()))
 
-# %% ../nbs/09a_explore.ipynb #9b3721e1
+# %% ../nbs/09a_explore.ipynb #d404cadb
 def _oddness(unit, k, n_ref=5000):
     "Mean cosine distance of each image to its `k` nearest among all, or among `n_ref` of them drawn at random where there are more: (n,)"
     n = len(unit)
@@ -392,7 +392,7 @@ def suggest_labels(
     dl=None, # `DataLoader`, unless `source` is `EmbeddedImages`
     n:int=20, # images to suggest
     labelled:list=(), # numbers of the images that are labelled already, or a mask: suggestions are far from these, too
-    leave_out:float=0.05, # part of the images, the farthest from their 20 nearest neighbours, that is not suggested, in [0,1)
+    leave_out:float=0.3, # part of the images, the farthest from their 20 nearest neighbours, that is not suggested, in [0,1)
     target:bool=False, # representations of the target's body?
 )->ImageTable: # pick, index, item, distance to the nearest that was labelled or picked before: in the order of picking
     "Images to label next, each as different as can be from those before it; `show` draws them"
