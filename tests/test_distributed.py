@@ -246,6 +246,22 @@ def test_resume_in_another_number_of_processes_warns(tmp_path):
     with pytest.warns(UserWarning, match='2 processes, now there are 8 and 1'): one = checkpointed(tmp_path, None, 5)
     assert np.isfinite(one['losses']).all()
 
+# --- monitors
+
+def watched(bs, monitors=True):
+    set_seed(0); dls = digits(bs); dls.c = 10
+    cbs = [KNNCallback(digits(16), k=5), OnlineProbe(), HealthMonitor(n_items=32)] if monitors else None
+    learn = byol_learn(dls, small_byol(bn=False, n_in=1), cbs=cbs, opt_func=partial(SGD, mom=.9)); fit(learn, 3)
+    if not monitors: return result(learn)
+    return {**result(learn), 'knn':learn.knn.history.knn.tolist(), 'probe':learn.probe.history.to_dict('list'), 'head':learn.probe.head[1].weight.detach(), 'health':learn.health.history.drop(columns=['loss','grad_norm'], errors='ignore')}
+
+def test_monitors_see_the_data_of_all_processes_and_leave_training_alone():
+    plain,_ = in_two(watched, 16, False); a,b = in_two(watched, 16); one = watched(32)
+    assert same_sd(plain['model'], a['model']) and plain['losses']==a['losses'] # to the bit
+    assert a['knn']==b['knn'] and np.allclose(a['knn'], one['knn'], atol=1e-5) and len(a['knn'])==4 and a['knn'][-1]>.3
+    assert a['probe']==b['probe'] and torch.equal(a['head'], b['head']) # the classifier is one, trained on the labels of both
+    pd.testing.assert_frame_equal(a['health'], b['health']); assert len(a['health'])==4 and np.isfinite(a['health']['std']).all()
+
 # --- and the rest of fastai
 
 def classify():
