@@ -191,7 +191,7 @@ def _show(learn, out, bar):
         from fastai.callback.tensorboard import TensorBoardCallback
         learn.add_cb(TensorBoardCallback(out/'tensorboard', trace_model=False, log_preds=False))
 
-# %% ../nbs/12_cli.ipynb #0ff9ac8c
+# %% ../nbs/12_cli.ipynb #8f9aa4fd
 def _note_settings(file, settings, again):
     "Note the settings of a run, and refuse others for a run that is there already"
     if file.exists() and not again:
@@ -247,7 +247,9 @@ def pretrain(
                lr=lr, wd=wd, tau=tau, warmup=warmup)
     watch = _loaders_to_look(watch_knn, size, 64, n_in, .2, 42, num_workers) if watch_knn else None
     _note_settings(out/'settings.json', {**settings, 'bs':bs, 'folder':str(Path(folder).resolve())}, overwrite)
-    set_seed(seed+rank_distrib())
+    # each of several processes on a machine has a GPU of its own, from the start
+    if 'LOCAL_RANK' in os.environ and torch.cuda.is_available(): torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    set_seed(seed)
     dls = unlabelled_dls(files, size, bs, valid_pct=0, seed=seed, num_workers=num_workers, in_memory=where[in_memory], n_in=n_in)
     checkpoint = CheckpointCallback(out/'checkpoints', every_batches=save_batches, keep=keep, overwrite=overwrite)
     stop = StopSignals(checkpoint.save_now)

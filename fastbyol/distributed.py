@@ -108,7 +108,7 @@ def _own_random_numbers():
     seed = int.from_bytes(bytes(st.tolist()), 'little') + rank_distrib()
     random.seed(seed); np.random.seed(seed%2**32); torch.manual_seed(seed)
 
-# %% ../nbs/11_distributed.ipynb #98f28d92
+# %% ../nbs/11_distributed.ipynb #014cf25e
 class BYOLTrainer(DistributedTrainer):
     "fastai's `DistributedTrainer`, made to fit a `BYOL`"
     _unused,_old_bn,_before = None,{},None
@@ -153,6 +153,8 @@ def to_distributed(self:Learner,
     **kwargs
 ):
     "Train in several processes, as `distrib_ctx` does"
+    # without a GPU accelerate has to be told, or each process believes that it is alone
+    if num_distrib()>1 and not torch.accelerator.is_available(): kwargs['cpu'] = True
     cb = (BYOLTrainer if isinstance(online_model(self.model), BYOL) else DistributedTrainer)(sync_bn, **kwargs)
     cb.sync_bn = sync_bn and cb.accelerator.device.type!='cpu'
     if dist.is_initialized(): os.environ['RANK'] = str(dist.get_rank()) # fastai reads it; after `debug_launcher` it is 0 in every process

@@ -95,6 +95,27 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, sig):
     res = command(tmp_path, 'finetune', tmp_path/'cut'/'body.safetensors', data, '--epochs', 1, '--out', tmp_path/'clas', '--no-bar')
     assert res.returncode==0 and 'Accuracy' in res.stdout
 
+# --- several processes
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sig', [None, signal.SIGTERM])
+def test_torchrun_pretrains_in_two_processes_and_goes_on(tmp_path, sig):
+    data,f = photos(tmp_path/'data', 60),tmp_path/'run.py'; f.write_text('from fastbyol.cli import pretrain_main\npretrain_main()')
+    def start(out): return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', f, data, '--epochs', '6', '--out', tmp_path/out, '--watch-knn', data, *small],
+                                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1'})
+    p = start('whole'); text,err = p.communicate(timeout=400); assert p.returncode==0, err[-2000:]
+    assert text.count('epoch 6/6')==1 and text.count('The body:')==1 and text.count('Nearest neighbours')==1 # one of them speaks
+    log = lambda out: [json.loads(o) for o in (tmp_path/out/'log.jsonl').read_text().splitlines()]
+    assert [o['epoch'] for o in log('whole')]==[1,2,3,4,5,6]
+    if sig is None: return
+    p = start('cut'); file = tmp_path/'cut'/'log.jsonl'
+    while p.poll() is None and not (file.exists() and len(file.read_text().splitlines())>=2): time.sleep(.05)
+    p.send_signal(sig); _,err = p.communicate(timeout=200)
+    assert p.returncode!=0 and not (tmp_path/'cut'/'body.safetensors').exists() and list((tmp_path/'cut'/'checkpoints').glob('run*.ckpt')), err[-2000:]
+    p = start('cut'); _,err = p.communicate(timeout=400); assert p.returncode==0, err[-2000:]
+    assert same_sd(*(load_body(tmp_path/o/'body.safetensors')[0].state_dict() for o in ('whole','cut')))
+    assert [o['train_loss'] for o in log('cut')]==[o['train_loss'] for o in log('whole')]
+
 # --- fastbyol-eval
 
 @pytest.fixture(scope='module')
