@@ -3,7 +3,7 @@
     python examples/ablations.py                                # downloads Imagenette (160 px) through fastai
     python examples/ablations.py --path FOLDER                  # a folder with train/ and val/, each with a folder per class
     python examples/ablations.py --only eman,concat --seeds 5   # some of the variants
-    python examples/ablations.py --table_only                    # only print what is in the output file
+    python examples/ablations.py --table-only                    # only print what is in the output file
 
 Each run pretrains without labels and is judged on the validation photos by kNN and by a linear classifier on the frozen body, both with the
 labels of all training photos. A row is written as soon as a run has ended, and runs whose
@@ -11,7 +11,7 @@ row is in the output file already are left out: stop it and start it again at wi
 
 The defaults are for a CPU: some minutes per run on one thread. On a GPU, a size at which differences mean more:
 
-    python examples/ablations.py --arch resnet18 --size 128 --bs 256 --epochs 100 --hidden_size 4096 --lr 1e-3
+    python examples/ablations.py --arch resnet18 --size 128 --bs 256 --epochs 100 --hidden-size 4096 --lr 1e-3
 """
 import csv, platform, time, warnings
 from datetime import date
