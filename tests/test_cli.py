@@ -195,3 +195,13 @@ def test_embedding_many_images_takes_the_memory_of_few(tmp_path, body_file, monk
     monkeypatch.setattr(cli, '_embedder', lambda *a: (None, lambda x: torch.rand(len(x), 2048), lambda x: x))
     rise = peak_mib(lambda: run(cli.embed, body_file, tmp_path, tmp_path/'e.npz', '--size', 16, '--num-workers', 0))
     assert (tmp_path/'e.npz').stat().st_size>5000*2048*4 and rise<25
+
+# --- TensorBoard
+
+def test_tensorboard_gets_every_step_and_every_epoch(tmp_path, capsys):
+    acc = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator'); data = photos(tmp_path/'data')
+    def steps(f): e = acc.EventAccumulator(str(f/'tensorboard')); e.Reload(); return {k:[o.step for o in e.Scalars(k)] for k in e.Tags()['scalars']}
+    assert run(cli.pretrain, data, '--epochs', 2, '--out', tmp_path/'run', '--watch-knn', data, *small)==0 # with LARS
+    s = steps(tmp_path/'run'); assert s['train_loss']==s['lr']==s['tau']==list(range(12)) and s['epoch/knn']==s['epoch/std']==[5,11]
+    assert run(cli.finetune, tmp_path/'run'/'body.safetensors', data, '--out', tmp_path/'c', '--epochs', 1, '--freeze-epochs', 1, '--bs', 8, '--no-bar')==0
+    s = steps(tmp_path/'c'); n = len(s['train_loss']); assert s['train_loss']==list(range(n)) and s['epoch/accuracy']==[n//2-1,n-1]
