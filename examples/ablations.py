@@ -17,8 +17,6 @@ import csv, platform, time, warnings
 from datetime import date
 from fastcore.script import call_parse
 from fastai.vision.all import *
-from fastai.callback.fp16 import MixedPrecision
-from torch.amp import GradScaler
 from sklearn.linear_model import RidgeClassifierCV
 from fastbyol.all import *
 from fastbyol.demo import small_resnet
@@ -42,10 +40,6 @@ variants = { # name -> (what the table calls it, arguments of `byol_learner`)
     'lars_few':  ("LARS, recipe 'small_data'", dict(recipe='small_data')),
 }
 
-class CPUBfloat16(MixedPrecision):
-    "fastai's mixed precision for a CPU, in bfloat16"
-    def before_fit(self): self.autocast,self.learn.scaler,self.scales = torch.autocast('cpu', torch.bfloat16),GradScaler('cpu', enabled=False),L()
-
 def pretrain(kw, dls, arch, size, epochs, lr, hidden_size, seed):
     "A learner that has pretrained for `epochs`"
     set_seed(seed)
@@ -53,11 +47,7 @@ def pretrain(kw, dls, arch, size, epochs, lr, hidden_size, seed):
     kw = dict(kw)
     views = byol_views(size, symmetric=kw.pop('symmetric', False))
     body = small_resnet(3, (16,32,64,128)) if arch=='small' else arch
-    learn = byol_learner(dls, body, views=views, hidden_size=hidden_size, **kw)
-    if torch.cuda.is_available(): learn.to_bf16()
-    else:
-        learn.model.to(memory_format=torch.channels_last)
-        learn.add_cb(CPUBfloat16())
+    learn = byol_learner(dls, body, views=views, hidden_size=hidden_size, precision='bf16', **kw)
     if epochs:
         with learn.no_bar(), learn.no_logging():
             if 'recipe' in kw: learn.fit_byol(epochs)

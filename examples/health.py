@@ -32,7 +32,7 @@ def run(
         files = split_files(write_digits(tmp), seed=seed)[0]
         if kind=='two digits': files = [f for f in files if f.parent.name in '38']
         dls = unlabelled_dls(files, 32, 64, valid_pct=0, n_in=1, item_size=32, in_memory=True)
-    learn = byol_learner(dls, small_resnet(), views=digit_view(), hidden_size=1024, cbs=HealthMonitor(), **{'tau':.99, **kw})
+    learn = byol_learner(dls, small_resnet(), views=digit_view(), hidden_size=1024, precision='fp32', cbs=HealthMonitor(), **{'tau':.99, **kw})
     if kind=='no predictor': learn.model.predictor = nn.Identity()
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
     return learn.health

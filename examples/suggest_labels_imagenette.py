@@ -14,14 +14,6 @@ from fastai.vision.all import *
 from fastbyol.all import *
 from fastbyol.demo import small_resnet
 
-class Bfloat16(Callback):
-    "bfloat16 on the CPU, which fastai's `MixedPrecision` leaves alone"
-    order = BYOLCallback.order-1 # as MixedPrecision: before the targets are made
-    def before_batch(self):
-        self.cast = torch.autocast('cpu', torch.bfloat16)
-        self.cast.__enter__()
-    def after_loss(self): self.cast.__exit__(None, None, None)
-
 class EpochLog(Callback):
     "Prints the loss of each epoch"
     order = 60 # after the recorder
@@ -57,8 +49,8 @@ def main(
     print(f"{date.today()}, {torch.get_num_threads()} threads of {platform.machine()}, torch {torch.__version__}, seed {seed}, {len(dls.train_ds):,} photos", flush=True)
     if body: source = load_body(body, arch=None if arch else net)
     else:
-        source = byol_learner(dls, net, tau=.99, hidden_size=1024)
-        with source.no_bar(), source.no_logging(): source.fit_one_cycle(epochs, 2e-3, cbs=[EpochLog(), Bfloat16()])
+        source = byol_learner(dls, net, tau=.99, hidden_size=1024, precision='bf16')
+        with source.no_bar(), source.no_logging(): source.fit_one_cycle(epochs, 2e-3, cbs=[EpochLog()])
         if save: save_body(source, save, epochs=epochs)
 
     if of!='train': dls = unlabelled_dls(find_images(path/of), size, bs, valid_pct=0, in_memory=True)

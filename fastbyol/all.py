@@ -5,6 +5,7 @@ from .views import *
 from .model import *
 from .data import *
 from .callback import *
+from .precision import *
 from .recipe import *
 from .learner import *
 from .transfer import *

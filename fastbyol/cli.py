@@ -8,7 +8,7 @@ Docs: https://fastbyol.github.io/fastbyol/cli.html.md"""
 __all__ = ['run_command', 'labelled_dls', 'StopSignals', 'JsonLines', 'TensorBoard', 'epoch_line', 'pretrain', 'finetune',
            'plot_eval', 'evaluate', 'embed', 'pretrain_main', 'finetune_main', 'eval_main', 'embed_main']
 
-# %% ../nbs/12_cli.ipynb #8ac81030
+# %% ../nbs/12_cli.ipynb #dffdbbd8
 import importlib.util,inspect,json,shutil,signal,sys,threading,time,timm,zipfile
 from contextlib import nullcontext
 from datetime import datetime
@@ -20,6 +20,7 @@ from .body import *
 from .views import *
 from .data import *
 from .callback import *
+from .precision import *
 from .recipe import *
 from .learner import *
 from .transfer import *
@@ -219,7 +220,7 @@ def _show(learn, out, bar):
         learn.add_cb(_Lines())
     if importlib.util.find_spec('tensorboard'): learn.add_cb(TensorBoard(out/'tensorboard'))
 
-# %% ../nbs/12_cli.ipynb #8f9aa4fd
+# %% ../nbs/12_cli.ipynb #77e19f65
 def _note_settings(file, settings, again):
     "Note the settings of a run, and refuse others for a run that is there already"
     if file.exists() and not again:
@@ -254,7 +255,7 @@ def pretrain(
     small_stem:bool=False, # stem of resnets for images of about 32 pixels
     in_memory:str='auto', # keep decoded images in memory: yes, no, auto, or device
     num_workers:int=None, # processes that load images where they are not in memory
-    precision:str='auto', # fp32, bf16, fp16, or auto: bf16 where the GPU has it
+    precision:str='auto', # fp32, channels_last, bf16, fp16, or auto: the quickest here, measured at the start of the run
     watch_knn:str=None, # labelled folder: show the accuracy of nearest neighbours after every epoch, and keep the best
     seed:int=42, # of weights, views and order
     save_batches:int=None, # also a checkpoint every so many batches, for long epochs
@@ -265,7 +266,7 @@ def pretrain(
 ):
     "Pretrain a body with BYOL on a folder of unlabelled images. Run it again to go on with a run that was stopped."
     out,settings = Path(out),{k:v for k,v in locals().items() if k not in ('out','overwrite','bar','num_workers','in_memory','keep','save_batches','watch_knn','stop_collapsed')}
-    if precision not in ('auto','fp32','bf16','fp16'): raise ValueError(f"--precision is auto, fp32, bf16 or fp16, got {precision!r}")
+    check_precision(precision, default_device())
     where = dict(yes=True, no=False, auto='auto', device='device')
     if in_memory not in where: raise ValueError(f"--in-memory is {', '.join(where)}, got {in_memory!r}")
     if not timm.is_model(arch): raise ValueError(f"--arch is the name of a timm model, got {arch!r}: {', '.join(timm.list_models(f'*{arch}*')[:5]) or 'timm.list_models() has them all'}")
@@ -282,8 +283,12 @@ def pretrain(
     checkpoint = CheckpointCallback(out/'checkpoints', every_batches=save_batches, keep=keep, overwrite=overwrite)
     stop = StopSignals(checkpoint.save_now)
     cbs = [checkpoint, stop, JsonLines(out/'log.jsonl', goes_on=not overwrite), HealthMonitor(stop=stop_collapsed), *([KNNCallback(watch)] if watch else [])]
-    learn = byol_learner(dls, arch, recipe=r, n_in=n_in, path=out, cbs=cbs)
-    _set_precision(learn, precision)
+    used = out/'checkpoints'/'precision.txt' # a run that goes on does so as it began, whatever is quickest today
+    if precision=='auto' and used.exists() and not overwrite: precision = used.read_text()
+    learn = byol_learner(dls, arch, recipe=r, n_in=n_in, path=out, cbs=cbs, precision=precision)
+    if not rank_distrib():
+        used.parent.mkdir(parents=True, exist_ok=True)
+        used.write_text(learn.precision)
     _show(learn, out, bar)
     if not rank_distrib(): print(f"{learn.recipe!r}\n")
     if not overwrite: learn.resume(out/'checkpoints', missing_ok=True)
@@ -300,13 +305,6 @@ def pretrain(
     print(learn.health.report())
     if watch: print(f"Nearest neighbours: {100*learn.knn.history.knn.iloc[0]:.1f} % with random weights, {100*learn.knn.history.knn.iloc[-1]:.1f} % now")
     print(f"The body: {file}. Next: fastbyol-finetune {file} LABELLED_FOLDER, or fastbyol-eval for whether it helped")
-
-def _set_precision(learn, precision):
-    "Mixed precision, where the device has it"
-    cuda = torch.device(learn.dls.device or 'cpu').type=='cuda'
-    if precision=='auto': precision = 'bf16' if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else 'fp32'
-    if precision!='fp32' and not cuda: raise ValueError(f"--precision {precision} needs a CUDA device, and training is on the {learn.dls.device or 'CPU'}: leave it out")
-    if precision!='fp32': getattr(learn, f'to_{precision}')()
 
 # %% ../nbs/12_cli.ipynb #2b4dddbb
 def finetune(

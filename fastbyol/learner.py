@@ -7,7 +7,7 @@ Docs: https://fastbyol.github.io/fastbyol/learner.html.md"""
 # %% auto #0
 __all__ = ['byol_learner']
 
-# %% ../nbs/07_learner.ipynb #ebd4e355
+# %% ../nbs/07_learner.ipynb #e790312b
 from fastai.vision.all import *
 import timm
 from fastai.callback.training import GradientAccumulation
@@ -16,9 +16,10 @@ from .data import *
 from .views import *
 from .model import *
 from .callback import *
+from .precision import *
 from .recipe import *
 
-# %% ../nbs/07_learner.ipynb #0b0b1243
+# %% ../nbs/07_learner.ipynb #9c81af86
 def _takes_small_stem(arch):
     if isinstance(arch, str): return timm.is_model(arch) and timm.model_entrypoint(arch).__module__=='timm.models.resnet'
     return not isinstance(arch, nn.Module) and bool(re.search('resne[tx]', getattr(arch, '__name__', '')))
@@ -58,6 +59,7 @@ def byol_learner(
     tau:float=None, # weight kept on the target at the first step, in [0,1]; None: the recipe's, else .996
     tau_end:float=None, # weight kept on the target at the last step, in [0,1]; None: the recipe's, else 1
     n_in:int=None, # channels; None: as the images have
+    precision:str='auto', # 'fp32', 'channels_last', 'bf16', 'fp16', or 'auto': the quickest here, measured (`Learner.set_precision`)
     model_args:dict=None, # further arguments of `BYOL`, such as `img_size` for a timm transformer
     loss_func=None, # None: `BYOLLoss()`
     cbs=None, # further callbacks
@@ -79,7 +81,7 @@ def byol_learner(
     if views is None: model.spec.check_size(model.body, size)
     learn = Learner(dls, model, loss_func=ifnone(loss_func, BYOLLoss()), cbs=[cb, *L(cbs)], **kwargs)
     if r is not None: learn.recipe = r
-    return learn
+    return learn.set_precision(precision)
 
 # %% ../nbs/07_learner.ipynb #8e960e5c
 @patch

@@ -57,7 +57,7 @@ def test_other_settings_are_refused_for_a_run_that_is_there(tmp_path, capsys):
     assert run(cli.pretrain, data, *args, '--tau', .5, '--overwrite')==0
 
 @pytest.mark.parametrize('args,says', [(['nowhere'],'no folder'), (['--arch','resnet5'],'timm'), (['--epochs','0'],'epochs'), (['--bs','4096'],'4096'), (['--bs','1'],'bs'), (['--preset','x'],'preset'),
-    (['--size','4'],'size'), (['--precision','bf16'],'CUDA'), (['--in-memory','maybe'],'in-memory'), (['--tau','2'],'tau'), (['--watch-knn','nowhere'],'nowhere'), (['--norm','x'],'norm')])
+    (['--size','4'],'size'), (['--precision','fp16'],'GPU'), (['--precision','int8'],'fp32'), (['--in-memory','maybe'],'in-memory'), (['--tau','2'],'tau'), (['--watch-knn','nowhere'],'nowhere'), (['--norm','x'],'norm')])
 def test_bad_input_is_a_line_and_exit_code_2(tmp_path, capsys, args, says):
     data = photos(tmp_path/'data', 8); base = [tmp_path/args.pop(0) if args[0]=='nowhere' else data, '--out', tmp_path/'run', *small]
     assert run(cli.pretrain, *base, *args)==2
