@@ -8,6 +8,7 @@ from .callback import *
 from .recipe import *
 from .learner import *
 from .transfer import *
+from .interop import *
 from .evaluate import *
 from .explore import *
 from .monitor import *
