@@ -19,7 +19,7 @@ from .body import *
 from .model import *
 from .transfer import *
 
-# %% ../nbs/08a_interop.ipynb #48bd7fff
+# %% ../nbs/08a_interop.ipynb #8693ffc1
 def _hub_name(name):
     kind,_,place = str(name).partition(':')
     if kind not in ('hf-hub','local-dir') or not place: raise ValueError(f"The name must be 'hf-hub:user/model' or 'local-dir:folder', got {str(name)!r}")
@@ -40,12 +40,13 @@ def to_hub(
     **kwargs # for the Hub: further arguments of `timm.models.push_to_hf_hub`, such as `token`, `private`, `commit_message`
 )->str: # the name, for `from_hub` and `timm.create_model(name, pretrained=True)`
     "Share a body by timm's own means, on the Hugging Face Hub or in a folder"
-    (kind,place),(_,spec,stats) = _hub_name(name),as_body(source)
+    (kind,place),(_,spec,_) = _hub_name(name),as_body(source)
     _check_timm(spec)
     m = to_timm(source)
     # what timm knows of its own weights is not true of these
-    m.pretrained_cfg = {k:v for k,v in m.pretrained_cfg.items() if k not in ('license','tag','notes','description','paper_ids','paper_name','origin_url')}
-    kw = dict(safe_serialization=True, data_config=dict(mean=stats[0], std=stats[1]))
+    cfg = {k:v for k,v in m.pretrained_cfg.items() if k not in ('license','tag','notes','description','paper_ids','paper_name','origin_url')}
+    m.pretrained_cfg = {**cfg, 'input_size':(spec.n_in,*cfg['input_size'][1:])}
+    kw = dict(safe_serialization=True, model_args=dict(in_chans=spec.n_in, **spec.kwargs))
     if kind=='local-dir':
         if kwargs: raise TypeError(f"{', '.join(kwargs)}: further arguments are for the Hub, this is a folder")
         save_for_hf(m, place, **kw)
@@ -119,7 +120,7 @@ def haiku_resnet(
     kwargs['pretrained_cfg'] = kwargs.get('pretrained_cfg') or dict(_haiku_cfg)
     return build_model_with_cfg(HaikuResNet, 'haiku_resnet', False, layers=layers, channels=channels, stem=stem, bottleneck=bottleneck, **kwargs)
 
-# %% ../nbs/08a_interop.ipynb #0ef805eb
+# %% ../nbs/08a_interop.ipynb #00f1f57f
 class _DType:
     "What stands for numpy's dtype: numbers only"
     def __init__(self, code, *args): self.code,self.order = code,'='
@@ -142,12 +143,16 @@ def _stand_ins():
         a = _Array()
         a.__setstate__(state)
         return a
+    def frombuffer(raw, dtype, shape, order, *rest):
+        a = _Array()
+        a.__setstate__((shape, dtype, order=='F', raw))
+        return a
     def scalar(dtype, raw): return np.frombuffer(raw, dtype.np)[0].item()
     def encode(s, encoding): return s.encode('latin1')
     def as_dict(*args): return dict(*args)
     def namedtuple_(name, fields, *rest): return type('Fields', (dict,), {'__new__': lambda cls,*vals: dict(zip(fields, vals))})
     data = 'haiku._src.data_structures'
-    return {('numpy','ndarray'):_Array, ('numpy','dtype'):_DType, ('numpy.core.multiarray','_reconstruct'):lambda *args: _Array(), ('numpy.core.multiarray','scalar'):scalar,
+    return {('numpy','ndarray'):_Array, ('numpy','dtype'):_DType, ('numpy.core.multiarray','_reconstruct'):lambda *args: _Array(), ('numpy.core.multiarray','scalar'):scalar, ('numpy.core.numeric','_frombuffer'):frombuffer,
             ('_codecs','encode'):encode, ('collections','OrderedDict'):as_dict, (data,'FlatMapping'):as_dict, (data,'FlatMap'):as_dict, (data,'frozendict'):as_dict,
             ('dill._dill','_create_array'):made, ('jax._src.array','_reconstruct_array'):made, ('jax._src.device_array','reconstruct_device_array'):made,
             ('dill._dill','_create_namedtuple'):namedtuple_}
@@ -179,9 +184,9 @@ def read_data_pickle(
             raise ValueError(f"{file} is not a readable pickle ({e})") from e
         except Exception as e: raise ValueError(f"{file} is not a readable pickle ({e!r}): it may be cut short") from e
 
-# %% ../nbs/08a_interop.ipynb #4af53dad
+# %% ../nbs/08a_interop.ipynb #f74174df
 def _torch_name(k):
-    "timm's or our name of haiku's module `k`, and where in the network it is: ('body.model.layer1.0.conv1', 'body')"
+    "Our name of haiku's module `k`, such as 'body.model.layer1.0.conv1'; None for the classifier that was trained along"
     k = k.replace('/~/', '/')
     if m := re.fullmatch(r'(projector|predictor)/(linear|batch_norm|linear_1)', k): return f"{m[1]}.{dict(linear=0, batch_norm=1, linear_1=3)[m[2]]}"
     if m := re.fullmatch(r'\w+/initial_(conv|batchnorm)(_1)?', k): return f"body.model.{'conv1' if m[1]=='conv' else 'bn1'}"
@@ -214,7 +219,7 @@ def _from_haiku(params, state):
         sd[f'{nm}.num_batches_tracked'] = torch.tensor(int(n.a if isinstance(n, _Array) else n))
     return sd
 
-# %% ../nbs/08a_interop.ipynb #ed96ada4
+# %% ../nbs/08a_interop.ipynb #730b4fd6
 def _haiku_args(sd):
     "Arguments of `BYOL` that build what `sd` is of"
     names = [re.fullmatch(r'body\.model\.layer(\d)\.(\d+)\.conv1\.weight', k) for k in sd]
@@ -234,7 +239,8 @@ def from_deepmind(
     st = o.get('experiment_state') if isinstance(o, dict) else None
     if not (isinstance(st, dict) and all(isinstance(st.get(k), dict) for k in _state_fields[:4])):
         raise ValueError(f"{file} is not a checkpoint of DeepMind's pretraining: it has no 'experiment_state' with {', '.join(_state_fields[:4])}")
-    online,target = (_from_haiku(st[f'{k}_params'], st[f'{k}_state']) for k in ('online','target'))
+    try: online,target = (_from_haiku(st[f'{k}_params'], st[f'{k}_state']) for k in ('online','target'))
+    except (AttributeError,KeyError,TypeError,IndexError) as e: raise ValueError(f"{file} is not laid out like a checkpoint of DeepMind's pretraining ({e!r})") from e
     m = BYOL('haiku_resnet', **_haiku_args(online))
     # the target has no predictor here
     target = {f'target.{k}':v for k,v in target.items() if not k.startswith('predictor')}
