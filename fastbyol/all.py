@@ -9,6 +9,7 @@ from .precision import *
 from .recipe import *
 from .learner import *
 from .transfer import *
+from .interop import *
 from .evaluate import *
 from .explore import *
 from .monitor import *
