@@ -75,31 +75,30 @@ def _colour_map(
     L = torch.where(col(place[:,2]<place[:,3]), R@S, S@R)
     return torch.where(col(p['gray'])>.5, grey@L, L),1+k,b
 
-# %% ../nbs/01a_fused.ipynb #84746974
+# %% ../nbs/01a_fused.ipynb #6f191d9b
 _cpu = torch.device('cpu')
 
 class _FusedGenerator(KR.RandomGeneratorBase):
-    "Draws all parameters of a view, for each image, always on the CPU"
+    "Draws all parameters of a view, for each image, by kornia's generators but always on the CPU"
     def __init__(self, size, scale, ratio, p, jitter, sigma):
         super().__init__()
-        self.crop = KR.ResizedCropGenerator((size,size), scale, ratio)
-        self.p,self.jitter,self.sigma = p,jitter,sigma
+        self.draw = nn.ModuleList([KR.ResizedCropGenerator((size,size), scale, ratio), KR.ColorJiggleGenerator(*jitter), KR.RandomGaussianBlurGenerator(sigma)])
+        self.p = p
 
     def set_rng_device_and_dtype(self, device=None, dtype=None):
-        self.crop.set_rng_device_and_dtype(_cpu, torch.float32)
         self.device,self.dtype = _cpu,torch.float32
+        for o in self.draw: o.set_rng_device_and_dtype(_cpu, torch.float32)
 
     def forward(self, batch_shape, same_on_batch=False):
         n = batch_shape[0]
-        u = torch.rand(1 if same_on_batch else n, 14).expand(n,14).unbind(1)
-        res = self.crop(batch_shape, same_on_batch)
-        for o,(k,p) in zip(u, self.p.items()): res[k] = (o<p).float()
-        for o,(k,s) in zip(u[5:], self.jitter.items()): res[f'{k}_factor'] = (k!='hue') + (2*o-1)*s
-        return {**res, 'sigma':torch.lerp(*map(torch.tensor, self.sigma), u[9]), 'order':torch.stack(u[10:], 1).argsort(1)}
+        u = torch.rand(1 if same_on_batch else n, len(self.p)+4).expand(n,-1)
+        on = (u[:,4:] < tensor(list(self.p.values()))).float()
+        res = merge(*[o(batch_shape, same_on_batch) for o in self.draw], dict(zip(self.p, on.unbind(1))))
+        return {**res, 'order':u[:,:4].argsort(1)} # kornia's is one for the whole batch
 
-    def __repr__(self): return f'scale={self.crop.scale}, ratio={self.crop.ratio}, p={self.p}, jitter={self.jitter}, sigma={self.sigma}'
+    def __repr__(self): return ', '.join([*map(repr, self.draw), f'p={self.p}'])
 
-# %% ../nbs/01a_fused.ipynb #a48f0ef3
+# %% ../nbs/01a_fused.ipynb #1f3e2488
 class FusedView(K.AugmentationBase2D):
     "Random crop, flip, blur, colour jitter, grayscale and solarisation of a batch in one step, every parameter drawn per image"
     def __init__(self,
@@ -120,17 +119,17 @@ class FusedView(K.AugmentationBase2D):
     ):
         super().__init__(p=1., same_on_batch=same_on_batch)
         p = dict(flip=flip_p, jitter=jitter_p, gray=gray_p, blur=blur_p, solarize=solarize_p)
-        jitter = dict(zip(('brightness','contrast','saturation','hue'), jitter))
+        if not isinstance(size, int) or size<1: raise ValueError(f"`size` must be a whole number of pixels, got {size!r}")
         for k,o in p.items():
             if not 0<=o<=1: raise ValueError(f"`{k}_p` is a probability in [0,1], got {o}")
-        if len(jitter)!=4 or min(jitter.values())<0: raise ValueError(f"`jitter` is four strengths of 0 or more, got {tuple(jitter.values())}")
+        if len(jitter)!=4: raise ValueError(f"`jitter` is the strengths of brightness, contrast, saturation and hue, got {len(jitter)} numbers")
         if blur_p and not (isinstance(kernel, int) and kernel%2 and 1<=kernel<2*size):
             raise ValueError(f"`kernel` must be odd and less than twice the size for a blur, got {kernel}: take `blur_kernel({size})`")
         if not 0<sigma[0]<=sigma[1]: raise ValueError(f"`sigma` is a range above 0, got {sigma}")
         self._param_generator = _FusedGenerator(size, scale, ratio, p, jitter, sigma)
-        self.flags = dict(size=size, kernel=kernel, threshold=threshold, stats=stats)
-        self._colour = bool(gray_p or jitter_p and any(list(jitter.values())[2:]))
-        self._jitter = bool(jitter_p and any(jitter.values()))
+        self.flags = dict(size=size, kernel=kernel, threshold=threshold, stats=stats, jitter=tuple(jitter))
+        self._colour = bool(gray_p or jitter_p and any(jitter[2:]))
+        self._jitter = bool(jitter_p and any(jitter))
         for k,o in zip(('mean','std'), stats or ((0.,),(1.,))): self.register_buffer(k, torch.tensor(o).view(1,-1,1,1), persistent=False)
 
     def set_rng_device_and_dtype(self, device, dtype): super().set_rng_device_and_dtype(_cpu, torch.float32)
@@ -139,11 +138,11 @@ class FusedView(K.AugmentationBase2D):
     def apply_transform(self, input, params, flags, transform=None):
         with torch.autocast(input.device.type, enabled=False): return self._view(input.float(), params, **flags).to(input.dtype)
 
-# %% ../nbs/01a_fused.ipynb #c7b6d065
+# %% ../nbs/01a_fused.ipynb #cae625a0
 @patch
-def _view(self:FusedView, x, p, size, kernel, threshold, stats, **_): # a container of kornia has flags of its own
+def _view(self:FusedView, x, p, size, kernel, threshold, stats, jitter, **_): # a container of kornia has flags of its own
     n,c,h,w = x.shape
-    if self._colour and c!=3: raise ValueError(f"Saturation, hue and grayscale need images of 3 channels, got {c}: pass `jitter=({self._param_generator.jitter['brightness']},{self._param_generator.jitter['contrast']},0.,0.), gray_p=0.`")
+    if self._colour and c!=3: raise ValueError(f"Saturation, hue and grayscale need images of 3 channels, got {c}: pass `jitter={(*jitter[:2],0.,0.)}, gray_p=0.`")
     if not n: return x.new_zeros(n,c,size,size)
     src,(L,k,b) = p['src'],_colour_map(p)
     # all that the device needs in one go, without waiting for it
