@@ -1,6 +1,7 @@
 "Everything a user needs: `from fastai.vision.all import *` and then `from fastbyol.all import *`"
 from .heads import *
 from .body import *
+from .fused import *
 from .views import *
 from .model import *
 from .data import *

@@ -8,13 +8,14 @@ Docs: https://fastbyol.github.io/fastbyol/views.html.md"""
 __all__ = ['blur_kernel', 'ColorJiggle', 'check_view_size', 'Clip', 'byol_views', 'show_view_grid', 'view_pair', 'make_views',
            'find_normalize', 'normalize_stats', 'to_unit', 'check_unit', 'fixed_rng']
 
-# %% ../nbs/02_views.ipynb #692125e0
+# %% ../nbs/02_views.ipynb #78cdda04
 import random as _random
 import kornia.augmentation as K
 import kornia.enhance as KE
 from kornia.augmentation import random_generator as KR
 from contextlib import contextmanager
 from fastai.vision.all import *
+from .fused import *
 
 # %% ../nbs/02_views.ipynb #30d44f3b
 def blur_kernel(
@@ -79,7 +80,7 @@ def _warn_once(msg):
         _warned.add(msg)
         warnings.warn(msg)
 
-# %% ../nbs/02_views.ipynb #62ddd8dc
+# %% ../nbs/02_views.ipynb #24d40bf6
 def byol_views(
     size:int, # side of the views, in pixels
     n_in:int=3, # channels of the images; operations that need 3 are left out for other numbers
@@ -93,6 +94,7 @@ def byol_views(
     sigma:tuple=(.1,2.), # standard deviation of the blur, in pixels
     solarize_p:tuple=(0.,.2), # probability of solarisation in view 1 and view 2
     symmetric:bool=False, # both views from one pipeline, whose probabilities are the means of the two
+    fused:bool=False, # a `FusedView` each, several times as quick, instead of kornia's operations one after the other
 )->tuple: # (view1, view2), `nn.Module`s from (bs, n_in, h, w) to (bs, n_in, size, size), both in [0,1]
     "The paper's two pipelines (arXiv:2006.07733, appendix B), every parameter drawn per image"
     check_view_size(size)
@@ -101,6 +103,7 @@ def byol_views(
     if n_in!=3:
         jitter,gray_p = (*jitter[:2],0.,0.),0.
         _warn_once(f"Images have {n_in} channel{'s' if n_in>1 else ''}: views leave out saturation, hue and grayscale, which need 3")
+    if fused: return tuple(FusedView(size, scale, ratio, flip_p, jitter, jitter_p, gray_p, b, blur_kernel(size), sigma, s) for b,s in zip(blur_p, solarize_p))
     def view(blur_p, solarize_p):
         ops = [K.RandomResizedCrop((size,size), scale=scale, ratio=ratio, resample='bicubic', cropping_mode='resample'), Clip()]
         if flip_p: ops.append(K.RandomHorizontalFlip(p=flip_p))
