@@ -1,1 +1,1 @@
-"Measurements of speed and memory: run one with `python -m bench.NAME`, from the repository's folder"
+"Measurements of speed, memory and quality against other libraries: `python -m bench` lists them, run from the repository's folder"
