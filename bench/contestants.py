@@ -4,18 +4,22 @@ A contestant makes a model of the same body, torchvision's ResNet-18, with a pro
 
 - `times(v1, v2, n)`: seconds of each of `n` optimiser steps on two views that are given;
 - `train(files, size, bs, epochs, tick, workers)`: its documented pipeline from image files, with its own views and settings. `tick(n)` is
-  called after each step with the number of images, and raises `Stop` when it is enough. Returns the body.
+  called after each step with the number of images, and raises `Stop` when it is enough. Returns the body and the statistics that its
+  images are normalised with.
 
 `@contestant(name)` adds another. One whose library is missing is left out, and said so.
 """
-import copy, logging, time, warnings
+import copy, time
 from functools import partial
 
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms as T
 from torchvision.models import resnet18
-from fastai.vision.all import Callback, CancelFitException, DataLoaders, IntToFloatTensor, Learner, OptimWrapper
+from fastai.vision.all import Callback, CancelFitException, DataLoaders, IntToFloatTensor, Learner, OptimWrapper, Pipeline, imagenet_stats
 
 from fastbyol.all import MemoryDL, byol_learner, unlabelled_dls
 
@@ -114,7 +118,7 @@ class FastBYOL:
         learn = byol_learner(dls, body(), views=views, tau=tau, **{**self.kw, **kw})
         self.precision = learn.precision
         with learn.no_bar(), learn.no_logging(): learn.fit_byol(epochs, cbs=Clock(tick))
-        return learn.model.body
+        return learn.model.body, learn.model.stats
 
 @contestant('lightly')
 class Lightly(Loop):
@@ -144,24 +148,20 @@ class Lightly(Loop):
         kw = dict(gaussian_blur=0.) if size<=32 else {} # as the example does at 32 pixels
         return BYOLTransform(view_1_transform=BYOLView1Transform(input_size=size, **kw), view_2_transform=BYOLView2Transform(input_size=size, **kw))
     def train(self, files, size, bs, epochs, tick, workers=0):
-        from lightly.data import LightlyDataset
         from lightly.utils.scheduler import cosine_schedule
-        from torch.utils.data import DataLoader
-        data = Photos(files, self.views(size)) if not isinstance(files, str) else LightlyDataset(files, transform=self.views(size))
-        dl = DataLoader(data, batch_size=bs, shuffle=True, drop_last=True, num_workers=workers)
+        dl = DataLoader(Photos(files, self.views(size)), batch_size=bs, shuffle=True, drop_last=True, num_workers=workers)
         try:
             for epoch in range(epochs):
                 self.momentum = cosine_schedule(epoch, epochs, .996, 1)
                 for batch in dl: self.step(*batch[0]); tick(bs)
-        except Stop: self.stopped = True
-        return self.backbone
+        except Stop: pass # the time is up
+        return self.backbone, imagenet_stats
 
-class Photos(torch.utils.data.Dataset):
+class Photos(Dataset):
     "Image files, decoded each time they are asked for: `(transform(image), 0)`"
     def __init__(self, files, tfm): self.files, self.tfm = list(files), tfm
     def __len__(self): return len(self.files)
     def __getitem__(self, i):
-        from PIL import Image
         with Image.open(self.files[i]) as im: return self.tfm(im.convert('RGB')), 0
 
 @contestant('byol-pytorch')
@@ -183,14 +183,13 @@ class ByolPytorch(Loop):
         if not hasattr(self, 'learner'): self._make(v1.shape[-1], augment_fn=lambda x: v1, augment_fn2=lambda x: v2)
         self._step(v1)
     def train(self, files, size, bs, epochs, tick, workers=0):
-        from torchvision import transforms as T
         self._make(size)
-        dl = torch.utils.data.DataLoader(Photos(files, T.Compose([T.Resize(size), T.CenterCrop(size), T.ToTensor()])), batch_size=bs, shuffle=True, drop_last=True, num_workers=workers)
+        dl = DataLoader(Photos(files, T.Compose([T.Resize(size), T.CenterCrop(size), T.ToTensor()])), batch_size=bs, shuffle=True, drop_last=True, num_workers=workers)
         try:
             for _ in range(epochs):
                 for x, _ in dl: self._step(x); tick(bs)
-        except Stop: self.stopped = True
-        return nn.Sequential(*list(self.net.children())[:-1], nn.Flatten())
+        except Stop: pass # the time is up
+        return nn.Sequential(*list(self.net.children())[:-1], nn.Flatten()), imagenet_stats
 
 @contestant('self_supervised')
 class SelfSupervised:
@@ -199,7 +198,6 @@ class SelfSupervised:
         from self_supervised.vision import byol
         self.lib = byol
     def times(self, v1, v2, n):
-        from fastai.vision.all import Pipeline
         clock = Clock()
         if not hasattr(self, 'learn'):
             pipes = [Pipeline([lambda x, v=v: v], split_idx=0) for v in (v1, v2)]

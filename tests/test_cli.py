@@ -9,7 +9,7 @@ def photos(path, n=24, classes='ab', size=24):
         for i,o in enumerate(noise(n, size, seed=k)): PILImage.create((o.permute(1,2,0)*255*(.5+.5*k)).byte().numpy().copy()).save(path/c/f'{i}.png')
     return path
 
-small = ['--arch','test_resnet.r160_in1k','--size','16','--bs','8','--no-bar']
+small = ['--arch','test_resnet.r160_in1k','--size','16','--bs','8','--no-bar','--precision','fp32']
 
 def command(tmp_path, name, *args, **kw):
     "Run a command as a process of its own"
