@@ -7,13 +7,14 @@ The plain version multiplies the queries with the bank, a chunk of them at a tim
 several chunk sizes, and the one that is quickest counts. All run in turns, `--repeats` times; compared are the medians. Memory
 is measured in a process of its own that has only the bank, the queries and `knn_predict`.
 """
-import os, platform, re, resource, statistics, subprocess, sys, time
+import statistics, subprocess, sys
 from json import dumps, loads
 from pathlib import Path
 
 import torch
 from fastcore.script import call_parse
 
+from bench.timing import in_turns, memory, seconds, setting, write
 from fastbyol.evaluate import knn_predict
 
 max_ratio, max_mb = 1.2, 1500
@@ -26,17 +27,6 @@ def features(n, n_queries, dim, n_classes=1000, seed=0):
 def plain(bank, queries, k, chunk):
     "What finding the neighbours takes at the least"
     for q in queries.split(chunk): (q @ bank.T).topk(k)
-
-def seconds(f):
-    "How long one call of `f` takes"
-    start = time.perf_counter()
-    f()
-    return time.perf_counter()-start
-
-def memory(key):
-    "Resident memory of this process in MB (10⁶ bytes): now ('VmRSS') or at its highest ('VmHWM')"
-    try: return int(re.search(rf'{key}:\s+(\d+)', Path('/proc/self/status').read_text())[1])*1024/1e6
-    except OSError: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(1e6 if sys.platform=='darwin' else 1e3) # only the highest
 
 def measure_memory(n, n_queries, dim, k):
     "What a fresh process that runs `knn_predict` takes, in MB"
@@ -51,11 +41,7 @@ def measure_time(n, n_queries, dim, k, repeats, chunks):
     bank, labels, queries = features(n, n_queries, dim)
     todo = {'knn_predict': lambda: knn_predict(bank, labels, queries, k)}
     for c in chunks: todo[f'plain, chunks of {c}'] = lambda c=c: plain(bank, queries, k, c)
-    for f in todo.values(): seconds(f) # to warm up
-    runs = {nm: [] for nm in todo}
-    for _ in range(repeats):
-        for nm, f in todo.items(): runs[nm].append(seconds(f))
-    return runs
+    return in_turns({nm: (lambda f=f: seconds(f)) for nm, f in todo.items()}, repeats)
 
 @call_parse
 def main(
@@ -82,12 +68,11 @@ def main(
     medians = {nm: statistics.median(o) for nm, o in runs.items()}
     ours = medians.pop('knn_predict')
     best = min(medians, key=medians.get)
-    res = dict(n=n, queries=queries, dim=dim, k=k, repeats=repeats, threads=torch.get_num_threads(), cpu=platform.processor() or platform.machine(), cores=os.cpu_count(),
-               torch=torch.__version__, seconds=runs, median_s=dict(knn_predict=ours, **medians), ratio=ours/medians[best], bank_mb=n*dim*4/1e6, **mem)
+    res = setting(n=n, queries=queries, dim=dim, k=k, repeats=repeats, seconds=runs, median_s=dict(knn_predict=ours, **medians), ratio=ours/medians[best], bank_mb=n*dim*4/1e6, **mem)
     print(f"{n:,} × {dim} bank ({res['bank_mb']:.0f} MB), {queries:,} queries, k={k}, {repeats} repeats, {res['threads']} thread{'s'*(res['threads']>1)}\n")
     for nm, o in res['median_s'].items(): print(f"{nm:<24} {o:7.2f} s  (of {min(runs[nm]):.2f} to {max(runs[nm]):.2f})")
     print(f"\n{'ratio to the quickest':<24} {res['ratio']:7.2f}    (at most {max_ratio})")
     for nm, t in (('imports_mb','after the imports'), ('with_data_mb','with bank and queries'), ('peak_mb','at the highest')):
         print(f"{t:<24} {mem[nm]:7.0f} MB" + (f" (less than {max_mb})" if nm=='peak_mb' else ''))
-    if json: Path(json).write_text(dumps(res, indent=1)+'\n')
+    write(res, json)
     if check and (res['ratio']>max_ratio or mem['peak_mb']>=max_mb): sys.exit('More time or memory than it should take')

@@ -1,5 +1,5 @@
 "What all measurements share: turns, the machine, tables, files"
-import os, platform, re, statistics, sys, time
+import os, platform, re, resource, statistics, sys, time
 from datetime import date
 from json import dumps
 from pathlib import Path
@@ -20,6 +20,11 @@ def in_turns(todo, repeats):
             r = f()
             if i: runs[nm] += r if isinstance(r, list) else [r]
     return runs
+
+def memory(key):
+    "Resident memory of this process in MB (10⁶ bytes): now ('VmRSS') or at its highest ('VmHWM')"
+    try: return int(re.search(rf'{key}:\s+(\d+)', Path('/proc/self/status').read_text())[1])*1024/1e6
+    except OSError: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(1e6 if sys.platform=='darwin' else 1e3) # only the highest
 
 def cpu_name():
     "The processor, as the system calls it"
