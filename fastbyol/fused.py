@@ -82,7 +82,8 @@ class _FusedGenerator(KR.RandomGeneratorBase):
     "Draws all parameters of a view, for each image, by kornia's generators but always on the CPU"
     def __init__(self, size, scale, ratio, p, jitter, sigma):
         super().__init__()
-        self.draw = nn.ModuleList([KR.ResizedCropGenerator((size,size), scale, ratio), KR.ColorJiggleGenerator(*jitter), KR.RandomGaussianBlurGenerator(sigma)])
+        # no submodules: kornia would have them draw on the device that the view is moved to
+        self.draw = KR.ResizedCropGenerator((size,size), scale, ratio),KR.ColorJiggleGenerator(*jitter),KR.RandomGaussianBlurGenerator(sigma)
         self.p = p
 
     def set_rng_device_and_dtype(self, device=None, dtype=None):
