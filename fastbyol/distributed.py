@@ -45,7 +45,11 @@ class FullBatchesDL(DistributedDL):
 # %% ../nbs/11_distributed.ipynb #7234b1a7
 class ShardedDL(FullBatchesDL):
     "For training: this process's part of every batch"
-    def __init__(self, dl, *args, **kwargs):
+    def __init__(self,
+        dl, # `TfmdDL` to share out
+        *args, # of `DistributedDL`: `rank` and `world_size`, or None for those of this process
+        **kwargs # of `DistributedDL`
+    ):
         super().__init__(dl, *args, **kwargs)
         if self.dl.n is None: raise ValueError("Data without a length cannot be shared out among processes: use a dataset with `__len__`")
 

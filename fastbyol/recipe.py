@@ -57,7 +57,7 @@ def adamw(
     mom:float=0.9, # decay of the averaged gradient
     sqr_mom:float=0.999, # decay of the averaged squares
     lr_mults:tuple=None, # factor on the learning rate for each group of the splitter
-)->SplitDecay:
+)->SplitDecay: # optimiser
     "torch's AdamW without weight decay on biases and norms, for `opt_func`"
     return SplitDecay(params, torch.optim.AdamW, lr=lr, lr_mults=lr_mults, betas=(mom,sqr_mom), weight_decay=wd)
 
@@ -87,7 +87,7 @@ def lars(
     eta:float=1e-3, # trust coefficient (arXiv:2006.07733, section 3.3)
     trust_clip:bool=False, # never take a larger step than SGD at `lr` would (LARC)
     lr_mults:tuple=None, # factor on the learning rate for each group of the splitter
-)->SplitDecay:
+)->SplitDecay: # optimiser
     "LARS as in DeepMind's release, for `opt_func`: biases and norms are stepped by plain SGD with momentum"
     return SplitDecay(params, ByolLars, lr=lr, lr_mults=lr_mults, plain=dict(always_adapt=False), always_adapt=True, momentum=mom,
                       weight_decay=wd, trust_coeff=eta, trust_clip=trust_clip, eps=0.)

@@ -25,9 +25,37 @@ def test_help_is_readable(capsys):
         assert e.value.code==0 and f.__doc__.split('.')[0] in ' '.join(text.split())
         for p in inspect.signature(f).parameters.values(): assert p.name.replace('_','-') in text or p.name in text, p.name
 
+@pytest.mark.parametrize('main', ['pretrain_main','finetune_main','eval_main','embed_main'])
+def test_commands_know_their_own_names(main, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['x', '--help'])
+    with pytest.raises(SystemExit) as e: getattr(cli, main)()
+    assert not e.value.code and capsys.readouterr().out.startswith(f'usage: fastbyol-{main.removesuffix("_main")} ')
+
+def test_the_picture_of_an_evaluation():
+    y = [i%2 for i in range(24)]; dls = image_dls(noise(24), y=y); model = small_byol()
+    few = label_efficiency(model, dls, per_class=(1,2), seeds=1, contestants=('BYOL, linear','pixels, nearest'))
+    fig = cli.plot_eval({'kNN':(.9,.5), 'linear':(.8,.4)}, few, embed_images(model, dls.valid)); a,b,c = fig.axes[:3]
+    assert [round(o.get_height()) for o in a.patches]==[90,80,50,40] and {o.get_text() for o in b.get_legend().get_texts()}=={'BYOL, linear','pixels, nearest'} and c.get_children()
+    plt.close('all')
+
 def test_options_are_spelled_either_way():
     known = {'--num-workers','--n_in','--bs'}
     assert cli._spelled(['--num_workers','2','--n-in=1','--bs','a_b','x-y','--other_one'], known)==['--num-workers','2','--n_in=1','--bs','a_b','x-y','--other_one']
+
+def test_a_line_for_each_epoch(capsys, tmp_path):
+    cli.epoch_line(['epoch','train_loss','valid_loss','knn','time'], 3)([0, 1.23456, None, float('nan'), '00:01'])
+    assert capsys.readouterr().out=='epoch 1/3  train_loss 1.235  time 00:01\n'
+    learn = byol_learn(cbs=cli.JsonLines(tmp_path/'a'/'log.jsonl')); learn.fit(2, 1e-3); learn.validate()
+    rows = [json.loads(o) for o in (tmp_path/'a'/'log.jsonl').read_text().splitlines()]
+    assert [o['epoch'] for o in rows]==[1,2] and all(o['lr']==1e-3 and o['train_loss']>0 for o in rows)
+
+def test_a_signal_ends_the_run_after_its_batch(tmp_path):
+    saved,old = [],signal.getsignal(signal.SIGTERM)
+    class Kill(Callback):
+        def after_batch(self):
+            if self.iter==1: os.kill(os.getpid(), signal.SIGTERM)
+    learn = byol_learn(cbs=[cli.StopSignals(lambda: saved.append(1)), Kill()]); learn.fit(5, 1e-3)
+    assert saved==[1] and learn.iter<=2 and learn.epoch==0 and signal.getsignal(signal.SIGTERM)==old
 
 def test_pretrain_then_finetune(tmp_path, capsys):
     data,out = photos(tmp_path/'data'),tmp_path/'run'

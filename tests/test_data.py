@@ -24,6 +24,25 @@ def test_any_nesting_and_any_case_of_the_extension(tmp_path):
     assert sorted(names)==sorted(['a.png','B.JPG','d/e/f/g.JpEg','d/h.TIFF','i j/k.bmp','l.WebP','ü/ß.GIF'])
     assert find_images(str(tmp_path))==sorted(find_images(tmp_path))
 
+def test_parts_that_open_a_file(tmp_path):
+    assert {'.png','.jpg','.jpeg','.webp','.tiff'}<=image_exts() and all(o==o.lower() for o in image_exts())
+    files = find_images(write(tmp_path/'x', 2)); (tmp_path/'x'/'bad.png').write_bytes(b'x'); bad = tmp_path/'x'/'bad.png'
+    flags = torch.zeros(2); tfm = OpenImage(16, index={files[0]:0, bad:1}, flags=flags)
+    assert tfm(files[0]).shape==(3,16,16) and flags.tolist()==[0,0]
+    with pytest.raises(SkipItemException): tfm(bad)
+    assert flags.tolist()==[0,1]
+    with pytest.raises(OpenFnError): OpenImage(16, open_fn=lambda f: np.zeros((8,8,5), np.uint8))(files[0])
+
+def test_what_is_left_out_is_told(recwarn):
+    warn_unreadable([], 5); assert not len(recwarn)
+    warn_unreadable([(Path(f'{i}.png'), 'cut short') for i in range(12)], 30); text = str(recwarn.pop(UserWarning).message)
+    assert '12 of 30 files' in text and '9.png (cut short)' in text and '10.png' not in text and '2 more' in text
+
+def test_emptiness_is_asked_without_opening_anything():
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self): return iter(int, 1)
+    assert is_empty(TfmdDL([], bs=2)) and not is_empty(TfmdDL([1], bs=2)) and not is_empty(torch.utils.data.DataLoader(Endless()))
+
 def test_a_linked_folder_is_followed(tmp_path):
     write(tmp_path/'real', 3); (tmp_path/'data').mkdir(); (tmp_path/'data'/'link').symlink_to(tmp_path/'real')
     assert len(find_images(tmp_path/'data'))==3

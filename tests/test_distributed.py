@@ -3,6 +3,7 @@ from conftest import *
 import io, signal, subprocess, sys
 from contextlib import redirect_stdout
 from accelerate import PartialState, debug_launcher
+from fastai.distributed import DistributedTrainer
 from fastai.callback.training import GradientAccumulation
 from timm.optim import Lars
 from sklearn.datasets import load_digits
@@ -285,6 +286,11 @@ def test_batch_norm_goes_and_comes_back():
         with eval_mode(m): y = m.embed(x)
         sync_bn_(m)
         with eval_mode(m): assert torch.equal(m.embed(x), y) # timm's activation is still there
+
+def test_a_byol_gets_its_own_trainer():
+    cbs = lambda learn: [o for o in learn.to_distributed(sync_bn=False, cpu=True).cbs if isinstance(o, DistributedTrainer)]
+    assert [type(o) for o in cbs(byol_learn(dls_of(8)))]==[BYOLTrainer]
+    assert [type(o) for o in cbs(hush(Learner(dls_of(8), conv_body(), loss_func=noop)))]==[DistributedTrainer]
 
 def test_one_process_alone_is_left_alone():
     a = byol_learn(dls_of(8)); b = byol_learn(dls_of(8), deepcopy(a.model)); s = torch.get_rng_state()
