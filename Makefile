@@ -15,14 +15,16 @@ define MAKE_ENV
 $(PYTHON) tools/make_env.py
 endef
 
-.PHONY: help demo test slow env dev readme clean
+.PHONY: help demo test slow env dev readme docs docs-preview docs-test clean
 
 help:
 	@echo "make demo    pretrain a little with BYOL and show what comes of it"
-	@echo "make test    every check: notebooks and modules in sync, their tests, pytest, README in sync"
+	@echo "make test    every check: notebooks and modules in sync, their tests, pytest, README in sync, the docs"
 	@echo "make slow    the tests again, with the slow ones"
 	@echo "make dev     only make the environment, for work on fastbyol"
-	@echo "make readme  write README.md from nbs/index.ipynb"
+	@echo "make readme  write README.md from nbs/index.ipynb, and nbs/llms.txt"
+	@echo "make docs    build the web pages in _docs, with Quarto if it is there; docs-preview: without it"
+	@echo "make docs-test  build them without Quarto, check them, and look at each in Chromium"
 	@echo "make clean   remove what builds and docs leave behind"
 
 demo: env
@@ -31,6 +33,7 @@ demo: env
 test: dev
 	$(BIN)/python tools/check_sync.py
 	$(BIN)/python tools/make_readme.py --check
+	$(MAKE) docs-test
 	$(NBDEV_TEST)
 	$(IN_ENV) $(BIN)/python -m pytest
 
@@ -46,6 +49,17 @@ dev:
 
 readme: dev
 	$(BIN)/python tools/make_readme.py
+
+# the published site is Quarto's; the preview has its addresses and anchors, and needs nothing but Python
+docs: dev
+	@if command -v quarto >/dev/null; then $(IN_ENV) $(BIN)/nbdev-docs; else $(IN_ENV) $(BIN)/python tools/make_docs.py; fi
+
+docs-preview: dev
+	$(IN_ENV) $(BIN)/python tools/make_docs.py
+
+docs-test: docs-preview
+	tools/ensure_chromium.sh
+	$(BIN)/python tools/check_docs.py
 
 clean:
 	rm -rf build dist *.egg-info _proc _docs .pytest_cache

@@ -75,14 +75,14 @@ def source_url(sym):
     file = Path(inspect.getsourcefile(sym)).resolve()
     return f'{cfg.git_url}/blob/{cfg.branch}/{file.relative_to(root).as_posix()}#L{inspect.getsourcelines(sym)[1]}'
 
-def symbol_md(name, module, links):
+def symbol_md(name, level, module, links):
     "Markdown of the documentation of `name`: heading, signature, docstring, table"
     sym = eval(name, vars(module))
     r = ShowDocRenderer(sym, name=name)
     dm = {k:{'anno':empty, 'default':empty, 'docment':None, **v} for k,v in r.dm.dm.items()}
     ret = dm.pop('return', None)
     params = {k:v for k,v in dm.items() if k!='self'}
-    return [f'::: {{.doc}}\n\n[source]({source_url(r.sym)}){{.src}}\n\n### `{name}` {{.symbol}}',
+    return [f'::: {{.doc}}\n\n[source]({source_url(r.sym)}){{.src}}\n\n{"#"*level} `{name}` {{.symbol}}',
             fenced(signature(name, params), 'python'), links.linkify(r.docs) or '', symbol_table(params, ret), ':::']
 
 # --- a page
@@ -94,7 +94,7 @@ def parts_of(nb, page, files, links):
     module = (found := P._default_exp(read(nb.path_))) and importlib.import_module(f'fastbyol.{found}')
     stem = Path(page).stem + '_files/'
     for cell in nb.cells:
-        if cell.cell_type=='code' and (m := re.match(r'show_doc\(([\w.]+)', cell.source)): yield from symbol_md(m[1], module, links)
+        if cell.cell_type=='code' and (m := re.match(r'show_doc\(([\w.]+)(?:.*title_level=(\d))?', cell.source)): yield from symbol_md(m[1], int(m[2] or 3), module, links)
         elif cell.cell_type=='code':
             source, *outputs = [*cell_md(cell, stem, files, links, table_md)] or ['']
             if 'echo' in cell.directives_: source, outputs = '', [source, *outputs]
