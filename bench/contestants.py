@@ -21,7 +21,7 @@ from torchvision import transforms as T
 from torchvision.models import resnet18
 from fastai.vision.all import Callback, CancelFitException, DataLoaders, IntToFloatTensor, Learner, OptimWrapper, Pipeline, imagenet_stats
 
-from fastbyol.all import MemoryDL, byol_learner, unlabelled_dls
+from fastbyol.all import MemoryDL, byol_learner, recipe, unlabelled_dls
 
 hidden, projected, lr = 1024, 256, .06
 
@@ -113,11 +113,12 @@ class FastBYOL:
         if learn is None: learn = self.learn = byol_learner(one_batch_dls(v1, n+1), body(), views=tuple(lambda x, v=v: v[:len(x)] for v in (v1, v2)), lr=lr, opt_func=partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9)), **self.kw)
         with learn.no_bar(), learn.no_logging(), learn.added_cbs(clock): learn.fit(1)
         return [b-a for a, b in zip(clock.ends, clock.ends[1:])]
-    def train(self, files, size, bs, epochs, tick, workers=0, views=None, tau=.99, **kw):
+    def train(self, files, size, bs, epochs, tick, workers=0, views=None):
+        "With the recipe for this many epochs, as its README does"
         dls = unlabelled_dls(files, size, bs, valid_pct=0)
-        learn = byol_learner(dls, body(), views=views, tau=tau, **{**self.kw, **kw})
+        learn = byol_learner(dls, body(), views=views, recipe=recipe(epochs, bs), **self.kw)
         self.precision = learn.precision
-        with learn.no_bar(), learn.no_logging(): learn.fit_byol(epochs, cbs=Clock(tick))
+        with learn.no_bar(), learn.no_logging(): learn.fit_byol(cbs=Clock(tick))
         return learn.model.body, learn.model.stats
 
 @contestant('lightly')

@@ -1,8 +1,8 @@
 """Seconds of an optimiser step, two views given: ResNet-18, batches of 32
 
-    python -m bench.step                       # 96 pixels; the table, ratios to the floor
-    python -m bench.step --size 32
-    python -m bench.step --check --json step.json --chart step.png
+    python -m bench step                       # 96 pixels; the table, ratios to the floor
+    python -m bench step --size 32
+    python -m bench step --check --json step.json --chart step.png
 
 The floor is a loop in plain torch, float32, both views in one pass, without any library. All run in turns of `--steps` steps in one
 process; compared are medians over all steps. Overhead is what a `Learner` with `BYOLCallback` takes beyond plain torch with the same arithmetic:
