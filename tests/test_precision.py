@@ -114,7 +114,7 @@ def test_settings_of_a_gpu_hold_while_fitting_and_no_longer(tf32):
     learn.fit(1, 1e-3); assert set(seen)=={(True,tf32,'high' if tf32 else 'highest')} and gpu_flags()==before
     with pytest.raises(RuntimeError, match='no more'): learn.fit(1, 1e-3, cbs=Fail())
     learn.fit(1, 1e-3); assert gpu_flags()==before # also after a fit that ended with an error
-    import pickle; assert pickle.loads(pickle.dumps(learn.cbs.filter(risinstance(GPUKernels))))[0].tf32==tf32
+    import pickle; assert pickle.loads(pickle.dumps(learner('fp32').add_cb(GPUKernels(tf32)).gpu_kernels)).tf32==tf32
 
 def test_a_gpu_has_what_its_generation_has(monkeypatch):
     cuda = torch.device('cuda')
