@@ -1,7 +1,7 @@
 """kNN accuracy after the same time, or after the same number of epochs
 
     python -m bench quality FOLDER                                                    # ten minutes each, three seeds
-    python -m bench quality FOLDER --only 'fastbyol, fused views;fastbyol, views of kornia' --epochs 3 --seconds 0     # the same number of epochs
+    python -m bench quality FOLDER --only 'fastbyol;fastbyol, views of kornia' --epochs 3 --seconds 0     # the same number of epochs
 
 FOLDER holds train/ and val/ with a folder per class, such as Imagenette's. A ResNet-18 begins with random weights and is pretrained on train/,
 labels unseen, by each library with its own documented pipeline and settings; then the photos of val/ are classified by
@@ -22,7 +22,6 @@ from bench.timing import setting, table, write
 settings = { # how `train` is called
     'fastbyol': {},
     'fastbyol, views of kornia': dict(views=partial(byol_views, fused=False)),
-    'fastbyol, fused views': dict(views=partial(byol_views, fused=True)),
     'lightly': {},
     'byol-pytorch': {},
 }
