@@ -84,6 +84,11 @@ class Plain(Loop):
         loss.backward(); self.opt.step(); self.opt.zero_grad()
         with torch.no_grad(): torch._foreach_lerp_(list(self.target.parameters()), list(self.online[:2].parameters()), 1-.996)
 
+@contestant('random weights')
+class Untrained:
+    "What the body is worth before it has seen an image"
+    def train(self, files, size, bs, epochs, tick, workers=0): return body(), imagenet_stats
+
 class Clock(Callback):
     "Tells `tick` of each optimiser step, and when it ended"
     order = 100
