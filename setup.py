@@ -27,7 +27,7 @@ setup(  # the name and the urls are in pyproject.toml
     python_requires=f'>={cfg["min_python"]}',
     packages=find_packages(include=['fastbyol', 'fastbyol.*']),
     install_requires=lines('requirements'),
-    extras_require={'dev': lines('dev_requirements')},
+    extras_require={o: lines(f'{o}_requirements') for o in ('dev', 'bench')},
     entry_points={
         'console_scripts': lines('console_scripts'),
         'nbdev': ['fastbyol = fastbyol._modidx:d'],  # lets other nbdev projects link to our docs

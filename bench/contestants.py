@@ -21,7 +21,7 @@ from torchvision import transforms as T
 from torchvision.models import resnet18
 from fastai.vision.all import Callback, CancelFitException, DataLoaders, IntToFloatTensor, Learner, OptimWrapper, Pipeline, imagenet_stats
 
-from fastbyol.all import MemoryDL, byol_learner, unlabelled_dls
+from fastbyol.all import MemoryDL, byol_learner, recipe, unlabelled_dls
 
 hidden, projected, lr = 1024, 256, .06
 
@@ -48,7 +48,7 @@ def body():
     "torchvision's ResNet-18 without its classifier, to (bs, 512)"
     return nn.Sequential(*list(resnet18().children())[:-1], nn.Flatten())
 
-def mlp(n_in): return nn.Sequential(nn.Linear(n_in, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, projected))
+def mlp(n_in): return nn.Sequential(nn.Linear(n_in, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, projected, bias=False))
 
 class Loop:
     "Those that bring parts, for a loop of one's own: `step(v1, v2)` is that loop's inside"
@@ -80,9 +80,14 @@ class Plain(Loop):
             ps = run(self.online, *xs)
         p1, p2 = ps if self.each else ps[0].chunk(2)
         z1, z2 = zs if self.each else zs[0].chunk(2)
-        loss = 2-F.cosine_similarity(p1.float(), z2.float()).mean()-F.cosine_similarity(p2.float(), z1.float()).mean()
+        loss = 4-2*F.cosine_similarity(p1.float(), z2.float()).mean()-2*F.cosine_similarity(p2.float(), z1.float()).mean()
         loss.backward(); self.opt.step(); self.opt.zero_grad()
         with torch.no_grad(): torch._foreach_lerp_(list(self.target.parameters()), list(self.online[:2].parameters()), 1-.996)
+
+@contestant('random weights')
+class Untrained:
+    "What the body is worth before it has seen an image"
+    def train(self, files, size, bs, epochs, tick, workers=0): return body(), imagenet_stats
 
 class Clock(Callback):
     "Tells `tick` of each optimiser step, and when it ended"
@@ -108,16 +113,20 @@ def one_batch_dls(v, n):
 @contestant('fastbyol, bf16', precision='bf16')
 class FastBYOL:
     def __init__(self, precision='auto', **kw): self.kw = dict(precision=precision, hidden_size=hidden, projection_size=projected, **kw)
+    def make(self, v1, v2, n):
+        views = tuple(lambda x, v=v: v[:len(x)] for v in (v1, v2))
+        self.learn = byol_learner(one_batch_dls(v1, n+1), body(), views=views, lr=lr, opt_func=partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9)), **self.kw)
     def times(self, v1, v2, n):
-        learn, clock = getattr(self, 'learn', None), Clock()
-        if learn is None: learn = self.learn = byol_learner(one_batch_dls(v1, n+1), body(), views=tuple(lambda x, v=v: v[:len(x)] for v in (v1, v2)), lr=lr, opt_func=partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9)), **self.kw)
+        if not hasattr(self, 'learn'): self.make(v1, v2, n)
+        learn, clock = self.learn, Clock()
         with learn.no_bar(), learn.no_logging(), learn.added_cbs(clock): learn.fit(1)
         return [b-a for a, b in zip(clock.ends, clock.ends[1:])]
-    def train(self, files, size, bs, epochs, tick, workers=0, views=None, tau=.99, **kw):
+    def train(self, files, size, bs, epochs, tick, workers=0, views=None):
+        "With the recipe for this many epochs, as its README does"
         dls = unlabelled_dls(files, size, bs, valid_pct=0)
-        learn = byol_learner(dls, body(), views=views, tau=tau, **{**self.kw, **kw})
+        learn = byol_learner(dls, body(), views=views, recipe=recipe(epochs, bs), **self.kw)
         self.precision = learn.precision
-        with learn.no_bar(), learn.no_logging(): learn.fit_byol(epochs, cbs=Clock(tick))
+        with learn.no_bar(), learn.no_logging(): learn.fit_byol(cbs=Clock(tick))
         return learn.model.body, learn.model.stats
 
 @contestant('lightly')

@@ -1,7 +1,7 @@
 """From image files to trained weights: images per second after the first epoch, and the memory that it takes
 
-    python -m bench.folder FOLDER              # 640 files of FOLDER, 96 pixels, batches of 32, ResNet-18
-    python -m bench.folder FOLDER --check --json folder.json --chart folder.png
+    python -m bench folder FOLDER              # 640 files of FOLDER, 96 pixels, batches of 32, ResNet-18
+    python -m bench folder FOLDER --check --json folder.json --chart folder.png
 
 Each library runs its documented pipeline, decoding, views and steps, in a process of its own, one after another, `--repeats` times. Those with a
 data loader run with 0, 1 and 2 workers and the quickest counts. Counted is the time between the end of the first epoch and the end of the last.

@@ -1,7 +1,7 @@
 """Nearest neighbours: time against a plain chunked matmul and top-k, and the memory of the process
 
-    python -m bench.knn                          # 100,000 images in the bank, 10,000 queries, 512 features
-    python -m bench.knn --json knn.json --check  # write the figures; fail where they are worse than they should be
+    python -m bench knn                          # 100,000 images in the bank, 10,000 queries, 512 features
+    python -m bench knn --json knn.json --check  # write the figures; fail where they are worse than they should be
 
 The plain version multiplies the queries with the bank, a chunk of them at a time, and takes the top k: no lengths, no vote. It runs with
 several chunk sizes, and the one that is quickest counts. All run in turns, `--repeats` times; compared are the medians. Memory

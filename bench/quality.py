@@ -1,7 +1,7 @@
 """kNN accuracy after the same time, or after the same number of epochs
 
-    python -m bench.quality FOLDER                                                    # ten minutes each, three seeds
-    python -m bench.quality FOLDER --only 'fastbyol, fused views;fastbyol, views of kornia' --epochs 3 --seconds 0     # the same number of epochs
+    python -m bench quality FOLDER                                                    # ten minutes each, three seeds
+    python -m bench quality FOLDER --only 'fastbyol;fastbyol, views of kornia' --epochs 3 --seconds 0     # the same number of epochs
 
 FOLDER holds train/ and val/ with a folder per class, such as Imagenette's. A ResNet-18 begins with random weights and is pretrained on train/,
 labels unseen, by each library with its own documented pipeline and settings; then the photos of val/ are classified by
@@ -10,6 +10,8 @@ a schedule needs them, follow from a few steps timed beforehand. Seeds run one a
 """
 import logging, statistics, sys, time, warnings
 from functools import partial
+from json import loads
+from pathlib import Path
 
 import torch
 from fastai.vision.all import set_seed
@@ -20,9 +22,9 @@ from bench.contestants import Stop, registry
 from bench.timing import setting, table, write
 
 settings = { # how `train` is called
+    'random weights': {},
     'fastbyol': {},
     'fastbyol, views of kornia': dict(views=partial(byol_views, fused=False)),
-    'fastbyol, fused views': dict(views=partial(byol_views, fused=True)),
     'lightly': {},
     'byol-pytorch': {},
 }
@@ -43,7 +45,7 @@ def calibrate(nm, files, size, bs, workers, steps=8):
         ends.append(time.perf_counter())
         if len(ends)>steps: raise Stop()
     run(nm, files[:bs*(steps+2)], size, bs, 1, tick, workers)
-    return bs*(len(ends)-1)/(ends[-1]-ends[0])
+    return bs*(len(ends)-1)/(ends[-1]-ends[0]) if ends else 0
 
 @torch.no_grad()
 def features(body, stats, dl):
@@ -66,9 +68,9 @@ def main(
     size:int=64, # side of the views, in pixels
     bs:int=64, # images per batch
     workers:int=2, # of those whose pipeline decodes each time
-    only:str='fastbyol;lightly', # contestants, separated by semicolons
+    only:str='random weights;fastbyol;lightly', # contestants, separated by semicolons
     threads:int=None, # threads of torch; torch's own choice when left out
-    json:str=None, # file to write the figures to
+    json:str=None, # file to write the figures to, after each run; runs that it holds already are left out
     chart:str=None, # picture to draw
 ):
     "Pretrain with each library for the same time and compare kNN accuracy"
@@ -79,12 +81,18 @@ def main(
     if not seconds and not epochs: sys.exit('Give `--seconds` or `--epochs`')
     files = {o: find_images(f'{folder}/{o}') for o in ('train', 'val')}
     dls = labelled_loaders(files['train'], files['val'], size)
+    what = dict(size=size, bs=bs, limit_s=seconds, epochs=epochs)
     runs = {nm: [] for nm in names}
+    if json and Path(json).exists():
+        old = loads(Path(json).read_text())
+        if any(old[k]!=v for k, v in what.items()): sys.exit(f'{json} holds runs of other settings: name another file')
+        runs.update(old['runs'])
     print(f"{len(files['train']):,} photos, {size} pixels, ResNet-18, batches of {bs}, {torch.get_num_threads()} threads, " + (f'{seconds:.0f} s a run' if seconds else f'{epochs} epochs a run'), flush=True)
     for seed in range(seeds):
         for nm in names:
+            if any(o['seed']==seed for o in runs[nm]): continue
             set_seed(seed)
-            n = epochs or max(1, round(seconds*calibrate(nm, files['train'], size, bs, workers)/len(files['train'])))
+            n = epochs or max(1, int(seconds*calibrate(nm, files['train'], size, bs, workers)/len(files['train'])))
             set_seed(seed)
             watch = Watch(seconds)
             body, stats = run(nm, files['train'], size, bs, n, watch, workers)
@@ -93,7 +101,8 @@ def main(
             acc = (knn_predict(bank, by, queries)==qy).float().mean().item()
             runs[nm].append(dict(seed=seed, accuracy=acc, images=watch.images, seconds=took, epochs=n))
             print(f'seed {seed}  {nm:<26} kNN {100*acc:.1f} %  {watch.images:,} images in {took:.0f} s, schedule of {n} epochs', flush=True)
+            write(dict(setting(**what), runs=runs), json)
     print()
     accs = {nm: [100*o['accuracy'] for o in r] for nm, r in runs.items()}
     table(['', 'kNN %', 'least', 'most', 'images/s'], [[nm, *[f'{f(o):.1f}' for f in (statistics.mean, min, max)], f"{statistics.mean(r['images']/r['seconds'] for r in runs[nm]):.0f}"] for nm, o in accs.items()])
-    write(dict(setting(size=size, bs=bs, limit_s=seconds, epochs=epochs), runs=runs), json, chart, 'kNN accuracy, %', {nm: (statistics.mean(o), min(o), max(o)) for nm, o in accs.items()})
+    write(dict(setting(**what), runs=runs), json, chart, 'kNN accuracy, %', {nm: (statistics.mean(o), min(o), max(o)) for nm, o in accs.items()})

@@ -1,8 +1,8 @@
 """Seconds of an optimiser step, two views given: ResNet-18, batches of 32
 
-    python -m bench.step                       # 96 pixels; the table, ratios to the floor
-    python -m bench.step --size 32
-    python -m bench.step --check --json step.json --chart step.png
+    python -m bench step                       # 96 pixels; the table, ratios to the floor
+    python -m bench step --size 32
+    python -m bench step --check --json step.json --chart step.png
 
 The floor is a loop in plain torch, float32, both views in one pass, without any library. All run in turns of `--steps` steps in one
 process; compared are medians over all steps. Overhead is what a `Learner` with `BYOLCallback` takes beyond plain torch with the same arithmetic:
@@ -36,7 +36,7 @@ def main(
     "Time an optimiser step of each library on the same views"
     warnings.filterwarnings('ignore'); logging.disable(logging.WARNING)
     if threads: torch.set_num_threads(threads)
-    names = available(only.split(';') if only else registry)
+    names = available(only.split(';') if only else [o for o in registry if o!='random weights'])
     torch.manual_seed(seed)
     v1, v2 = torch.rand(2, bs, 3, size, size)
     made = {nm: registry[nm]() for nm in names}

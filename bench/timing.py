@@ -31,10 +31,14 @@ def cpu_name():
     try: return re.search(r'model name\s*:\s*(.+)', Path('/proc/cpuinfo').read_text())[1].strip()
     except (OSError, TypeError): return platform.processor() or platform.machine()
 
+def command():
+    "How this was called, without the folders of this machine"
+    return ' '.join(['python -m bench', Path(sys.argv[0]).stem, *[Path(o).name if os.sep in o else o for o in sys.argv[1:]]])
+
 def setting(**kw):
     "Where and when: goes into every file"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return dict(date=date.today().isoformat(), command=' '.join(['python -m', *[Path(o).name if os.sep in o else o for o in sys.orig_argv[2:]]]), cpu=cpu_name(), cores=os.cpu_count(),
+    return dict(date=date.today().isoformat(), command=command(), cpu=cpu_name(), cores=os.cpu_count(),
                 threads=torch.get_num_threads(), gpu=gpu, torch=torch.__version__, **kw)
 
 def spread(figures):

@@ -1,7 +1,7 @@
 """Two views of each image: images per second
 
-    python -m bench.views                      # batches of 128 images at 96 pixels, and at 32
-    python -m bench.views --check --json views.json --chart views.png
+    python -m bench views                      # batches of 128 images at 96 pixels, and at 32
+    python -m bench views --check --json views.json --chart views.png
 
 `fastbyol` and `kornia` are `byol_views` with `fused=True` and `fused=False`: a batch of images a quarter larger than the views, each image
 with its own draw. lightly's transform takes one PIL image, torchvision's v2 one tensor: both run in a data loader with no workers and with
@@ -57,7 +57,7 @@ def contestants(x, size, bs, workers):
 def main(
     sizes:str='96,32', # sides of the views, in pixels, separated by commas
     bs:int=128, # images per batch
-    batches:int=2, # batches in a turn
+    batches:int=8, # batches in a turn
     repeats:int=7, # turns
     threads:int=None, # threads of torch; torch's own choice when left out
     json:str=None, # file to write the figures to

@@ -23,7 +23,8 @@ from fastbyol.demo import small_resnet
 
 variants = { # name -> (what the table calls it, arguments of `byol_learner`)
     'untrained': ('random weights, not trained', {}),
-    'default':   ('default', {}),
+    'default':   ("default, with kornia's views", {}),
+    'fused':     ('fused views', dict(fused=True)),
     'ema':       ("target's batch norm 'ema'", dict(target_bn='ema')),
     'eman':      ("target's batch norm 'eman'", dict(target_bn='eman')),
     'concat':    ('one pass for both views', dict(concat=True)),
@@ -45,7 +46,7 @@ def pretrain(kw, dls, arch, size, epochs, lr, hidden_size, seed):
     set_seed(seed)
     dls.train.rng = random.Random(seed) # fastai shuffles with random numbers of the loader's own
     kw = dict(kw)
-    views = byol_views(size, symmetric=kw.pop('symmetric', False))
+    views = byol_views(size, **{o:kw.pop(o, False) for o in ('symmetric','fused')})
     body = small_resnet(3, (16,32,64,128)) if arch=='small' else arch
     learn = byol_learner(dls, body, views=views, hidden_size=hidden_size, precision='bf16', **kw)
     if epochs:

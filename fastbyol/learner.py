@@ -59,7 +59,7 @@ def byol_learner(
     tau:float=None, # weight kept on the target at the first step, in [0,1]; None: the recipe's, else .996
     tau_end:float=None, # weight kept on the target at the last step, in [0,1]; None: the recipe's, else 1
     n_in:int=None, # channels; None: as the images have
-    precision:str='auto', # 'fp32', 'channels_last', 'bf16', 'fp16', or 'auto': the quickest here, measured (`Learner.set_precision`)
+    precision:str='auto', # 'fp32', 'channels_last', 'tf32', 'bf16', 'fp16', or 'auto': the quickest here, measured (`Learner.set_precision`)
     model_args:dict=None, # further arguments of `BYOL`, such as `img_size` for a timm transformer
     loss_func=None, # None: `BYOLLoss()`
     cbs=None, # further callbacks

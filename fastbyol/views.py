@@ -94,7 +94,7 @@ def byol_views(
     sigma:tuple=(.1,2.), # standard deviation of the blur, in pixels
     solarize_p:tuple=(0.,.2), # probability of solarisation in view 1 and view 2
     symmetric:bool=False, # both views from one pipeline, whose probabilities are the means of the two
-    fused:bool=False, # a `FusedView` each, several times as quick, instead of kornia's operations one after the other
+    fused:bool=True, # a `FusedView` each, several times as quick as kornia's operations one after the other, which False takes
 )->tuple: # (view1, view2), `nn.Module`s from (bs, n_in, h, w) to (bs, n_in, size, size), both in [0,1]
     "The paper's two pipelines (arXiv:2006.07733, appendix B), every parameter drawn per image"
     check_view_size(size)

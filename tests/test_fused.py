@@ -107,7 +107,7 @@ def test_normalisation_that_is_folded_in():
 
 @pytest.mark.parametrize('n_in', [1,2,4,7])
 def test_other_numbers_of_channels(n_in):
-    v1,v2 = byol_views(40, n_in=n_in, fused=True)
+    v1,v2 = byol_views(40, n_in=n_in)
     for v in (v1,v2):
         y = v(torch.rand(5,n_in,50,50))
         assert y.shape==(5,n_in,40,40) and 0<=y.min() and y.max()<=1
@@ -129,7 +129,7 @@ def test_draws_go_with_torchs_seed_and_do_not_touch_others():
 
 def test_pretrain_with_them():
     dls = image_dls(noise(32, 40), bs=16)
-    learn = byol_learner(dls, 'resnet18', views=byol_views(32, fused=True), hidden_size=32, projection_size=16)
+    learn = byol_learner(dls, 'resnet18', hidden_size=32, projection_size=16)
     hush(learn).fit(1)
     assert all(math.isfinite(o) for o in learn.recorder.values[-1])
 

@@ -102,3 +102,22 @@ def test_compiled_is_the_same():
     for l in (a,b): l.dls.train.rng = random.Random(0); l.fit(1, 1e-4)
     assert list(b.model.state_dict())==keys
     for v,w in zip(a.model.state_dict().values(), b.model.state_dict().values()): torch.testing.assert_close(v, w, rtol=1e-2, atol=1e-3)
+
+def gpu_flags(): return torch.backends.cudnn.benchmark,torch.backends.cudnn.allow_tf32,torch.get_float32_matmul_precision()
+
+@pytest.mark.parametrize('tf32', [False,True])
+def test_settings_of_a_gpu_hold_while_fitting_and_no_longer(tf32):
+    class Fail(Callback):
+        def before_epoch(self): raise RuntimeError('no more')
+    before,seen = gpu_flags(),[]
+    learn = learner('fp32').add_cbs([GPUKernels(tf32), Callback(after_pred=lambda self: seen.append(gpu_flags()))])
+    learn.fit(1, 1e-3); assert set(seen)=={(True,tf32,'high' if tf32 else 'highest')} and gpu_flags()==before
+    with pytest.raises(RuntimeError, match='no more'): learn.fit(1, 1e-3, cbs=Fail())
+    learn.fit(1, 1e-3); assert gpu_flags()==before # also after a fit that ended with an error
+    import pickle; assert pickle.loads(pickle.dumps(learner('fp32').add_cb(GPUKernels(tf32)).gpu_kernels)).tf32==tf32
+
+def test_a_gpu_has_what_its_generation_has(monkeypatch):
+    cuda = torch.device('cuda')
+    for ampere,names in ((True,['fp32','channels_last','tf32','bf16']), (False,['fp32','channels_last'])):
+        monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda **kw: ampere); assert P._has(cuda)==names
+    assert P._has(cpu)==['fp32','channels_last','bf16']

@@ -8,7 +8,7 @@ def ops(view): return {type(m).__name__:m for m in view}
 def params(i, n=4096, side=256, n_in=3):
     "What view `i` draws for `n` images: the parameters of each operation"
     set_seed(1)
-    return {k:m.forward_parameters((n,n_in,side,side)) for k,m in ops(byol_views(64, n_in=n_in)[i]).items() if k!='Clip'}
+    return {k:m.forward_parameters((n,n_in,side,side)) for k,m in ops(byol_views(64, n_in=n_in, fused=False)[i]).items() if k!='Clip'}
 
 def applied(p): return (p['batch_prob']>.5).float()
 
@@ -20,7 +20,7 @@ def test_probabilities_are_those_of_the_paper(view, name, p):
     assert len(got)==n
     assert abs(got.mean()-p) <= 4*math.sqrt(p*(1-p)/n) # four standard errors; none where p is 1
 
-def test_view_1_never_solarises(): assert 'RandomSolarize' not in ops(byol_views(64)[0])
+def test_view_1_never_solarises(): assert 'RandomSolarize' not in ops(byol_views(64, fused=False)[0])
 
 def uniform(x, lo, hi):
     "Are the numbers `x` as a sample of U(lo,hi)? Range, and Kolmogorov-Smirnov distance at about 1 in 10,000"
@@ -60,7 +60,7 @@ def test_crops_are_distributed_as_torchvisions(i):
     for k in ours: assert ks_2samp(ours[k], theirs[k]).pvalue>1e-4, k
 
 def test_solarise_inverts_above_one_half_and_nothing_else():
-    m = ops(byol_views(64, solarize_p=(0.,1.))[1])['RandomSolarize']
+    m = ops(byol_views(64, solarize_p=(0.,1.), fused=False)[1])['RandomSolarize']
     x = torch.rand(16,3,8,8); torch.testing.assert_close(m(x), torch.where(x>=.5, 1-x, x))
 
 @pytest.mark.parametrize('size,k', [(224,23),(160,17),(128,13),(96,9),(64,7),(48,5)])
@@ -68,43 +68,45 @@ def test_blur_kernel_is_an_odd_tenth_of_the_size(size, k):
     "Measured: how far a white pixel spreads at the largest sigma, over several draws"
     assert blur_kernel(size)==k
     x = torch.zeros(8,1,61,61); x[...,30,30] = 1.
-    for v in byol_views(size, n_in=1, blur_p=(1.,1.), sigma=(50.,50.)):
+    for v in byol_views(size, n_in=1, blur_p=(1.,1.), sigma=(50.,50.), fused=False):
         lit = ops(v)['RandomGaussianBlur'](x)[:,0].amax(0)>0
         assert (lit.any(0).sum(),lit.any(1).sum())==(k,k)
 
 @pytest.mark.parametrize('size', [16,32])
-def test_no_blur_at_32_pixels_and_less(size): assert not any('RandomGaussianBlur' in ops(v) for v in byol_views(size))
+def test_no_blur_at_32_pixels_and_less(size): assert not any('RandomGaussianBlur' in ops(v) for v in byol_views(size, fused=False))
 
-def test_blur_can_be_asked_for_at_32(): assert all('RandomGaussianBlur' in ops(v) for v in byol_views(32, blur_p=(1.,.1)))
+def test_blur_can_be_asked_for_at_32(): assert all('RandomGaussianBlur' in ops(v) for v in byol_views(32, blur_p=(1.,.1), fused=False))
 
 def test_order_of_operations_is_that_of_the_release():
-    names = [o for o in map(lambda m: type(m).__name__, byol_views(64)[1]) if o!='Clip']
+    names = [o for o in map(lambda m: type(m).__name__, byol_views(64, fused=False)[1]) if o!='Clip']
     assert names==['RandomResizedCrop','RandomHorizontalFlip','ColorJiggle','RandomGrayscale','RandomGaussianBlur','RandomSolarize']
 
+@pytest.mark.parametrize('fused', [True,False])
 @pytest.mark.parametrize('size', [32,64])
-def test_equal_images_get_different_views(size):
+def test_equal_images_get_different_views(size, fused):
     x = noise(1,48).repeat(32,1,1,1)
-    for v in byol_views(size):
+    for v in byol_views(size, fused=fused):
         y = v(x); d = (y[:,None]-y[None]).abs().flatten(2).amax(-1)+torch.eye(32)
         assert d.min()>1e-3
 
 @pytest.mark.parametrize('name', ['RandomResizedCrop','ColorJiggle','RandomGaussianBlur','RandomHorizontalFlip','RandomGrayscale','RandomSolarize'])
 def test_every_operation_draws_per_image(name):
-    m = ops(byol_views(64)[1])[name]; assert not m.same_on_batch
+    m = ops(byol_views(64, fused=False)[1])[name]; assert not m.same_on_batch
     p = m.forward_parameters((512,3,64,64)); assert len(p['batch_prob'])==512
     for k in ('sigma','brightness_factor','hue_factor'):
         if k in p: assert len(p[k].flatten().unique())>100
     if 'src' in p: assert len(p['src'].flatten(1).unique(dim=0))>400
 
+@pytest.mark.parametrize('fused', [True,False])
 @pytest.mark.parametrize('n_in', [1,3,4,5])
-def test_views_of_any_channels_are_in_the_unit_range(n_in):
+def test_views_of_any_channels_are_in_the_unit_range(n_in, fused):
     x = (torch.rand(64,n_in,40,56)>.5).float() # black and white: bicubic resampling overshoots
-    for v in byol_views(48, n_in=n_in):
+    for v in byol_views(48, n_in=n_in, fused=fused):
         y = v(x); assert y.shape==(64,n_in,48,48) and y.dtype==torch.float32 and 0<=y.min() and y.max()<=1
 
 @pytest.mark.parametrize('n_in', [1,4,5])
 def test_other_channels_keep_all_operations_that_suit_them(n_in):
-    with warnings.catch_warnings(): warnings.simplefilter('ignore'); v = byol_views(64, n_in=n_in)[1]
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); v = byol_views(64, n_in=n_in, fused=False)[1]
     assert 'RandomGrayscale' not in ops(v) and {'ColorJiggle','RandomGaussianBlur','RandomSolarize','RandomHorizontalFlip'}<=set(ops(v))
     p = params(1, 512, n_in=n_in)['ColorJiggle']; assert uniform(p['brightness_factor'], .6, 1.4)
 
@@ -127,17 +129,19 @@ def test_jitter_is_its_definition():
     x = torch.rand(12,3,6,6); m = ColorJiggle(.4,.4,.2,.1); y = m(x)
     for i in range(12): torch.testing.assert_close(y[i].double(), jiggle_reference(x[i], m._params, i), atol=2e-3, rtol=0)
 
-def test_views_pickle_and_copy():
+@pytest.mark.parametrize('fused', [True,False])
+def test_views_pickle_and_copy(fused):
     for f in (deepcopy, lambda v: pickle.loads(pickle.dumps(v))):
-        v = byol_views(64)[1]; c = f(v); x = noise(4,40)
+        v = byol_views(64, fused=fused)[1]; c = f(v); x = noise(4,40)
         with fixed_rng(3): a = v(x)
         with fixed_rng(3): assert torch.equal(c(x), a)
 
-def test_views_stay_float32_under_autocast_and_free_of_gradients():
+@pytest.mark.parametrize('fused', [True,False])
+def test_views_stay_float32_under_autocast_and_free_of_gradients(fused):
     x = noise(4,40)
     with torch.autocast('cpu', torch.bfloat16):
         seen = []
-        vs = make_views((lambda o: (seen.append((torch.is_autocast_enabled('cpu'),torch.is_grad_enabled())), o)[1], byol_views(32)[1]), x)
+        vs = make_views((lambda o: (seen.append((torch.is_autocast_enabled('cpu'),torch.is_grad_enabled())), o)[1], byol_views(32, fused=fused)[1]), x)
         assert torch.is_autocast_enabled('cpu')
     assert seen==[(False,False)] and all(v.dtype==torch.float32 for v in vs)
 
@@ -180,6 +184,14 @@ def test_views_must_be_a_pair(views):
 
 @pytest.mark.parametrize('size', [32,64])
 def test_symmetric_views_are_one_pipeline_with_the_mean_probabilities(size):
-    a,b = byol_views(size, symmetric=True); assert repr(a)==repr(b)
+    a,b = byol_views(size, symmetric=True, fused=False); assert repr(a)==repr(b)
     p = {type(o).__name__:o.p for o in a if hasattr(o, 'p')}
     assert p['RandomSolarize']==pytest.approx(.1) and p.get('RandomGaussianBlur')==(pytest.approx(.55) if size>32 else None)
+    a,b = byol_views(size, symmetric=True); assert repr(a)==repr(b)
+    assert a._param_generator.p['solarize']==pytest.approx(.1) and a._param_generator.p['blur']==pytest.approx(.55 if size>32 else 0.)
+
+def test_both_kinds_draw_with_the_same_probabilities():
+    "Fused or not, the same operations are asked for, as often"
+    names = dict(RandomHorizontalFlip='flip', ColorJiggle='jitter', RandomGrayscale='gray', RandomGaussianBlur='blur', RandomSolarize='solarize')
+    for f,k in zip(byol_views(64), byol_views(64, fused=False)):
+        assert {names[n]:o.p for n,o in ops(k).items() if n in names} == {n:o for n,o in f._param_generator.p.items() if o}

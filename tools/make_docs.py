@@ -44,14 +44,17 @@ def local(url, page):
 def plain(text): return re.sub(r'`([^`]+)`', r'<code>\1</code>', html.escape(str(text), quote=False))
 
 def type_name(anno):
-    if anno is empty or anno is None: return ''
+    if anno in (empty, None, type(None)): return ''  # the last is what docments makes of a default of None
     return re.sub(r'\b[a-z_]\w*\.(?=\w)', '', anno if isinstance(anno, str) else inspect.formatannotation(anno))  # without modules
 
 def default_name(o): return '' if o is empty else getattr(o, '__name__', None) or repr(o)
 
+def starred(k, p): return {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}.get(p.get('kind'), '') + k
+
 def signature(name, params):
-    stars = {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}
-    args = [stars.get(p.get('kind'), '') + k + ('' if p['default'] is empty else f'={default_name(p["default"])}') for k,p in params.items()]
+    args = [starred(k, p) + ('' if p['default'] is empty else f'={default_name(p["default"])}') for k,p in params.items()]
+    # of what is inherited from another library, as the 24 events of a `Callback` are, nobody wants to know
+    if len(args)>12 and not any(p['docment'] for p in params.values()): args = ['…']
     one = f'{name}({", ".join(args)})'
     if len(one)<=88: return one
     # a space within a default is no place for a break
@@ -61,10 +64,10 @@ def signature(name, params):
 def symbol_table(params, ret):
     "A row for each parameter and for what is returned, with type, default and meaning"
     code = lambda o: f'<code>{html.escape(o)}</code>' if o else ''
+    if not any(p['docment'] for p in [*params.values(), ret or {'docment':None}]): return ''
     named = any(p['default'] is not empty for p in params.values())  # else no column of defaults
-    rows = [(f'<code>{k}</code>', code(type_name(p['anno'])), code(default_name(p['default'])), plain(p['docment'] or '')) for k,p in params.items()]
-    if ret and (ret['anno'] is not empty or ret['docment']): rows.append(('<em>returns</em>', code(type_name(ret['anno'])), '', plain(ret['docment'] or '')))
-    if not any(any(o[1:]) for o in rows): return ''
+    rows = [(f'<code>{starred(k, p)}</code>', code(type_name(p['anno'])), code(default_name(p['default'])), plain(p['docment'] or '')) for k,p in params.items() if p['docment'] or not starred(k, p).startswith('*')]
+    if ret and (type_name(ret['anno']) or ret['docment']): rows.append(('<em>returns</em>', code(type_name(ret['anno'])), '', plain(ret['docment'] or '')))
     pick = lambda row: [o for i,o in enumerate(row) if named or i!=2]
     head = ''.join(f'<th>{o}</th>' for o in pick(('', 'Type', 'Default', 'Meaning')))
     body = '\n'.join('<tr>' + ''.join(f'<td>{o}</td>' for o in pick(r)) + '</tr>' for r in rows)
@@ -82,7 +85,7 @@ def symbol_md(name, level, module, links):
     dm = {k:{'anno':empty, 'default':empty, 'docment':None, **v} for k,v in r.dm.dm.items()}
     ret = dm.pop('return', None)
     params = {k:v for k,v in dm.items() if k!='self'}
-    return [f'::: {{.doc}}\n\n[source]({source_url(r.sym)}){{.src}}\n\n{"#"*level} `{name}` {{.symbol}}',
+    return [f'::: {{.doc}}\n\n{"#"*level} `{name}` {{.symbol}}\n\n[source]({source_url(r.sym)}){{.src}}',
             fenced(signature(name, params), 'python'), links.linkify(r.docs) or '', symbol_table(params, ret), ':::']
 
 # --- a page
