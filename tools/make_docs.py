@@ -47,7 +47,9 @@ def type_name(anno):
     if anno in (empty, None, type(None)): return ''  # the last is what docments makes of a default of None
     return re.sub(r'\b[a-z_]\w*\.(?=\w)', '', anno if isinstance(anno, str) else inspect.formatannotation(anno))  # without modules
 
-def default_name(o): return '' if o is empty else getattr(o, '__name__', None) or repr(o)
+def default_name(o):
+    if o is empty: return ''
+    return getattr(o, '__name__', None) or re.sub(r'\d+\.\d{6,}', lambda m: f'{float(m[0]):.4g}', repr(o))  # 4/3 has many digits
 
 def starred(k, p): return {inspect.Parameter.VAR_POSITIONAL: '*', inspect.Parameter.VAR_KEYWORD: '**'}.get(p.get('kind'), '') + k
 
@@ -66,7 +68,8 @@ def symbol_table(params, ret):
     code = lambda o: f'<code>{html.escape(o)}</code>' if o else ''
     if not any(p['docment'] for p in [*params.values(), ret or {'docment':None}]): return ''
     named = any(p['default'] is not empty for p in params.values())  # else no column of defaults
-    rows = [(f'<code>{starred(k, p)}</code>', code(type_name(p['anno'])), code(default_name(p['default'])), plain(p['docment'] or '')) for k,p in params.items() if p['docment'] or not starred(k, p).startswith('*')]
+    rows = [(f'<code>{starred(k, p)}</code>', code(type_name(p['anno'])), code(default_name(p['default'])), plain(p['docment'] or ''))
+            for k,p in params.items() if p['docment'] or not starred(k, p).startswith('*')]
     if ret and (type_name(ret['anno']) or ret['docment']): rows.append(('<em>returns</em>', code(type_name(ret['anno'])), '', plain(ret['docment'] or '')))
     pick = lambda row: [o for i,o in enumerate(row) if named or i!=2]
     head = ''.join(f'<th>{o}</th>' for o in pick(('', 'Type', 'Default', 'Meaning')))
