@@ -7,8 +7,8 @@ Docs: https://fastbyol.github.io/fastbyol/cache.html.md"""
 # %% auto #0
 __all__ = ['decode_each', 'identity', 'cache_folder', 'open_cache', 'CacheError', 'cached_images', 'clear_cache']
 
-# %% ../nbs/03a_cache.ipynb #202b3158
-import contextlib,dis,hashlib,json,mmap,os,platform,shutil,stat,struct,sys,time,types,zlib
+# %% ../nbs/03a_cache.ipynb #4e746c77
+import contextlib,dis,hashlib,json,mmap,os,platform,secrets,shutil,stat,struct,sys,time,types,zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from fastcore.imports import IN_NOTEBOOK
@@ -138,7 +138,7 @@ def open_cache(
                 if not all(_bar(ex.map(whole, range(len(d['crcs']))), len(d['crcs']), 'checking the cache')): raise ValueError('is damaged')
         return _map(f, size).view(d['n'], *d['shape']),[(i,why) for i,why in d['bad']]
 
-# %% ../nbs/03a_cache.ipynb #8b5f7615
+# %% ../nbs/03a_cache.ipynb #c26506bd
 class CacheError(ValueError):
     "There can be no cache: no room, no right to write, or a function whose identity cannot be told"
 
@@ -176,17 +176,19 @@ def _keys(files, what):
         path = os.path.join(dirs[d], nm)
         try:
             st = os.lstat(path)
-            if stat.S_ISLNK(st.st_mode): path,st = os.path.realpath(path),os.stat(path)
+            if stat.S_ISLNK(st.st_mode):
+                st = os.stat(path)
+                stamps.update(os.fsencode(os.path.realpath(path))+b'\0')
             stamps.update(f'{st.st_size} {st.st_mtime_ns}\n'.encode())
         except OSError: stamps.update(b'-\n') # decoding will tell
         names.update(os.fsencode(path)+b'\0')
     return names.hexdigest(),stamps.hexdigest()
 
-# %% ../nbs/03a_cache.ipynb #f38955da
+# %% ../nbs/03a_cache.ipynb #71297415
 def _build(file, files, make, shape, mistakes, progress):
     row = math.prod(shape)
     block = max(1, _block//row) # images, so that memory is bounded
-    tmp = file.with_name(f'{file.stem}.{os.getpid()}.tmp')
+    tmp = file.with_name(f'{file.stem}.{secrets.token_hex(4)}.tmp')
     crcs,bad,buf,k = [],[],torch.empty(block, *shape, dtype=torch.uint8),0
     def flush(f):
         b = buf[:k].numpy().data
@@ -259,8 +261,8 @@ def cached_images(
     failed = {i for i,_ in bad}
     return images,[f for i,f in enumerate(files) if i not in failed],[(files[i],why) for i,why in bad],file
 
-# %% ../nbs/03a_cache.ipynb #de2076f3
-_ours = re.compile(r'([0-9a-f]{24})(-[0-9a-f]{24}\.(images|\d+\.tmp)|\.lock)$')
+# %% ../nbs/03a_cache.ipynb #bac6b918
+_ours = re.compile(r'([0-9a-f]{24})(-[0-9a-f]{24}\.(images|[0-9a-f]+\.tmp)|\.lock)$')
 
 def clear_cache(
     cache_dir:str|Path=None, # folder of the caches; None: by the environment
