@@ -202,7 +202,7 @@ def test_a_classifier_goes_on_too(tmp_path):
 
 def test_an_exported_learner_holds_no_checkpoint(tmp_path):
     for i,o in enumerate(noise(30, 20)): PILImage.create((o.permute(1,2,0)*255).byte().numpy().copy()).save(tmp_path/f'{i}.png')
-    mk = lambda **kw: make(lambda: unlabelled_dls(tmp_path, 16, bs=8, device=cpu, in_memory=in_memory), **kw); f,sizes = stopped(tmp_path, make=mk),[]
+    mk = lambda **kw: make(lambda: unlabelled_dls(tmp_path, 16, bs=8, device=cpu), **kw); f,sizes = stopped(tmp_path, make=mk),[]
     for learn in (mk(), resume(mk(), f)): learn.path = tmp_path; learn.opt = None; learn.export('e.pkl'); sizes.append((tmp_path/'e.pkl').stat().st_size)
     assert sizes[1]-sizes[0]<5000, sizes
     load_learner(tmp_path/'e.pkl')
