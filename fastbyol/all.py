@@ -4,6 +4,7 @@ from .body import *
 from .fused import *
 from .views import *
 from .model import *
+from .cache import *
 from .data import *
 from .callback import *
 from .precision import *

@@ -13,6 +13,7 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientAccumulation
 from .views import *
 from .model import *
+from .data import move_images
 
 # %% ../nbs/05_callback.ipynb #b59473e5
 def target_decay(
@@ -110,11 +111,12 @@ class BYOLCallback(Callback):
             stats = normalize_stats(norm)
             self._check_n_in(len(stats[0]))
             model.set_stats(stats)
-        self._checked,self._new_run = False,True
+        self._checked,self._new_run,self._trained = False,True,False
         # `get_preds` gathers what it calls `targets`, and fastai would warn at each call that the model has something of that name
         warnings.filterwarnings('ignore', message=r'You are shadowing an attribute \(targets\)')
 
     def before_train(self):
+        if self._trained: move_images(self.dls) # an epoch has shown how much memory it leaves
         if not self._new_run: return
         self._check_bs(online_model(self.model))
         self.taus,self._new_run = [],False
@@ -226,6 +228,7 @@ class BYOLCallback(Callback):
         model.update_target(self.taus[-1])
         if model.momentum and model.target_bn!='own': _average_buffers(model.target)
 
+    def after_train(self): self._trained = True
     def after_fit(self): self.labels,self._bufs = (),None
 
     def __getstate__(self):

@@ -24,7 +24,8 @@ from .precision import *
 from .recipe import *
 from .learner import *
 from .transfer import *
-from .data import _bar,_free_memory
+from .cache import _bar
+from .data import _free_memory
 from .evaluate import *
 from .evaluate import _embedder
 from .explore import *
@@ -253,7 +254,8 @@ def pretrain(
     n_in:int=3, # channels of the images: 1, 3 or 4
     pretrained:bool=False, # start from the published weights of the body
     small_stem:bool=False, # stem of resnets for images of about 32 pixels
-    in_memory:str='auto', # keep decoded images in memory: yes, no, auto, or device
+    in_memory:str='auto', # keep decoded images: yes (in memory), disk, device, no, or auto: where there is room
+    cache_dir:str=None, # folder for decoded images on disk; $FASTBYOL_CACHE, or in the user's cache folder, when left out
     num_workers:int=None, # processes that load images where they are not in memory
     precision:str='auto', # fp32, channels_last, bf16, fp16, or auto: the quickest here, measured at the start of the run
     watch_knn:str=None, # labelled folder: show the accuracy of nearest neighbours after every epoch, and keep the best
@@ -265,9 +267,9 @@ def pretrain(
     bar:bool=True, # a progress bar, on a terminal
 ):
     "Pretrain a body with BYOL on a folder of unlabelled images. Run it again to go on with a run that was stopped."
-    out,settings = Path(out),{k:v for k,v in locals().items() if k not in ('out','overwrite','bar','num_workers','in_memory','keep','save_batches','watch_knn','stop_collapsed')}
+    out,settings = Path(out),{k:v for k,v in locals().items() if k not in ('out','overwrite','bar','num_workers','in_memory','cache_dir','keep','save_batches','watch_knn','stop_collapsed')}
     check_precision(precision, default_device())
-    where = dict(yes=True, no=False, auto='auto', device='device')
+    where = dict(yes=True, no=False, auto='auto', disk='disk', device='device')
     if in_memory not in where: raise ValueError(f"--in-memory is {', '.join(where)}, got {in_memory!r}")
     if not timm.is_model(arch): raise ValueError(f"--arch is the name of a timm model, got {arch!r}: {', '.join(timm.list_models(f'*{arch}*')[:5]) or 'timm.list_models() has them all'}")
     files = find_images(folder)
@@ -279,7 +281,7 @@ def pretrain(
     # each of several processes on a machine has a GPU of its own, from the start
     if 'LOCAL_RANK' in os.environ and torch.cuda.is_available(): torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     set_seed(seed)
-    dls = unlabelled_dls(files, size, bs, valid_pct=0, seed=seed, num_workers=num_workers, in_memory=where[in_memory], n_in=n_in)
+    dls = unlabelled_dls(files, size, bs, valid_pct=0, seed=seed, num_workers=num_workers, in_memory=where[in_memory], n_in=n_in, cache_dir=cache_dir)
     checkpoint = CheckpointCallback(out/'checkpoints', every_batches=save_batches, keep=keep, overwrite=overwrite)
     stop = StopSignals(checkpoint.save_now)
     cbs = [checkpoint, stop, JsonLines(out/'log.jsonl', goes_on=not overwrite), HealthMonitor(stop=stop_collapsed), *([KNNCallback(watch)] if watch else [])]

@@ -6,18 +6,18 @@ Docs: https://fastbyol.github.io/fastbyol/data.html.md"""
 
 # %% auto #0
 __all__ = ['image_exts', 'find_images', 'open_image', 'square_image', 'OpenFnError', 'load_square', 'decode_images',
-           'warn_unreadable', 'MemoryDL', 'is_empty', 'first_image', 'OpenImage', 'unlabelled_dls', 'few_labels',
-           'split_files', 'labelled_loaders']
+           'warn_unreadable', 'KeptImages', 'move_images', 'MemoryDL', 'is_empty', 'first_image', 'OpenImage',
+           'unlabelled_dls', 'few_labels', 'split_files', 'labelled_loaders']
 
 # %% ../nbs/04_data.ipynb #76ff1ea6
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from fastcore.imports import IN_NOTEBOOK
 from PIL import Image, ImageOps
 from fastai.vision.all import *
 from .heads import check_counts
 from .views import check_view_size
+from .cache import *
+from .cache import _bar
 
 # %% ../nbs/04_data.ipynb #501f4ec1
 # formats that PIL lists but opens only with outside help, or not at all
@@ -86,12 +86,6 @@ def square_image(
     return im.resize((size,size), Image.Resampling.BICUBIC, box=(x,y,x+s,y+s), reducing_gap=3.)
 
 # %% ../nbs/04_data.ipynb #70133493
-def _bar(it, total, comment, show=None):
-    if not ifnone(show, total>2000 and (IN_NOTEBOOK or sys.stdout.isatty())): return it # a log file is no place for a bar
-    bar = progress_bar(it, total=total)
-    bar.comment = comment # the console's bar does not take it as an argument
-    return bar
-
 class OpenFnError(TypeError):
     "`open_fn` returned something else than an image: a mistake in it, not in the file"
 
@@ -120,16 +114,11 @@ def decode_images(
     progress:bool=None, # show a progress bar? None: where somebody watches and there are more than 2,000 files
 )->tuple: # images (n, n_in, size, size) of uint8, the files that were read, [(file, what is wrong)]
     "Decode `files` in parallel; those that cannot be read are left out and listed"
-    def one(fn):
-        try: return load_square(fn, n_in, size, open_fn)
-        except OpenFnError: raise
-        except Exception as e: return f'{type(e).__name__}: {e}'
     out,good,bad,n = torch.empty(len(files), n_in, size, size, dtype=torch.uint8),[],[],0
-    with ThreadPoolExecutor(min(32, defaults.cpus)) as ex: # PIL decodes without the GIL
-        it = ex.map(one, files)
-        for fn,a in zip(files, _bar(it, len(files), 'decoding', progress)):
-            if isinstance(a, str): bad.append((fn,a))
-            else: out[n] = a; good.append(fn); n += 1
+    make = partial(load_square, n_in=n_in, size=size, open_fn=open_fn)
+    for fn,a in _bar(decode_each(files, make, (OpenFnError,)), len(files), 'decoding', progress):
+        if isinstance(a, str): bad.append((fn,a))
+        else: out[n] = a; good.append(fn); n += 1
     return (out if n==len(files) else out[:n].clone()),good,bad
 
 # %% ../nbs/04_data.ipynb #b4cf9699
@@ -144,23 +133,65 @@ def warn_unreadable(
     warnings.warn(f"{len(bad)} of {n} files could not be read and {'is' if len(bad)==1 else 'are'} left out:\n  {lines}{more}")
 
 # %% ../nbs/04_data.ipynb #babc8ea8
+def _free_on(device)->int: # bytes
+    "Memory of `device` that no process holds; 0 where that is not known"
+    return torch.cuda.mem_get_info(device)[0] if device.type=='cuda' else 0
+
+class KeptImages:
+    "Decoded images that loaders share, wherever they are; they are never changed, so a deep copy is no copy"
+    def __init__(self,
+        images:Tensor, # uint8, (n, c, h, w), on any device
+        file:Path=None, # file of the cache that they are mapped from
+        may_move:bool=False, # may `move_if_room` move them?
+    ): store_attr()
+    def __deepcopy__(self, memo): return self
+    def __reduce__(self): return (_reopen,(self.file,self.may_move)) if self.file else (KeptImages,(self.images,None,self.may_move))
+
+    def move(self, device):
+        "Move the images to `device`, part by part: a file may be larger than memory"
+        to,n = torch.empty_like(self.images, device=device),max(1, 2**26//max(1, self.images[:1].nbytes))
+        for i in range(0, len(to), n): to[i:i+n] = self.images[i:i+n]
+        self.images = to
+
+    def move_if_room(self,
+        device:torch.device, # where batches go
+        part:float=.8, # of the free memory, how much the images may take
+    )->bool: # have they moved?
+        "Move the images to `device` if they may, and if it has room for them now"
+        if not self.may_move or self.images.device==device or self.images.nbytes>part*_free_on(device): return False
+        try: self.move(device)
+        except torch.OutOfMemoryError: return False # another process has taken the room
+        return True
+
+def _reopen(file, may_move): return KeptImages(open_cache(file)[0], file, may_move)
+
+def move_images(
+    dls:DataLoaders # after an epoch of training, so that its need of memory is known
+)->bool: # have they moved?
+    "Move decoded images to the device of the batches, where `in_memory='auto'` left that open and there is room"
+    dl = dls.train
+    inner = getattr(dl, 'dl', dl) # a `DistributedDL` keeps the real one in `dl`
+    return isinstance(inner, MemoryDL) and dl.device is not None and inner.kept.move_if_room(torch.device(dl.device))
+
 class MemoryDL(TfmdDL):
     "A `TfmdDL` whose batches are rows of `images`"
     def __init__(self,
         dataset, # what the images were read from, for `test_dl` and for its length
-        images:Tensor=None, # uint8, (n, c, h, w), on any device
+        images:Tensor|KeptImages=None, # uint8, (n, c, h, w), on any device
         rows:Tensor=None, # which row of `images` each item of `dataset` is, (len(dataset),)
         num_workers:int=0, # not used: a lookup is quicker than a process
         **kwargs # further arguments of `TfmdDL`
     ):
-        self.images,self.rows = images,rows
+        self.kept,self.rows = images if isinstance(images, KeptImages) else KeptImages(images),rows
         super().__init__(dataset, num_workers=0, **kwargs)
 
+    @property
+    def images(self): return self.kept.images
     def do_item(self, s): return 0 if s is None else s # `create_batch` takes indices, not items
     def create_batch(self, b): return (TensorImage(self.images[self.rows[b]]),)
     def do_batch(self, b): return self.create_batch(b)
     def new(self, dataset=None, cls=None, **kwargs):
-        if (dataset is None or dataset is self.dataset) and cls in (None, MemoryDL): kwargs = dict(images=self.images, rows=self.rows, **kwargs)
+        if (dataset is None or dataset is self.dataset) and cls in (None, MemoryDL): kwargs = dict(images=self.kept, rows=self.rows, **kwargs)
         else: cls = ifnone(None if cls is MemoryDL else cls, TfmdDL)
         return super().new(dataset, cls, **kwargs)
 
@@ -233,12 +264,13 @@ def unlabelled_dls(
     valid_pct:float=0.1, # part of the images kept for validation, in [0,1)
     seed:int=42, # seed of the split
     num_workers:int=None, # worker processes where images are not in memory; None: fastai's default
-    in_memory:bool|str='auto', # keep decoded images in memory? 'auto': when they take less than a quarter of what is free; 'device': on the device of the batches
+    in_memory:bool|str='auto', # keep decoded images? True, or 'disk': in a file that is mapped, 'device': on the device of the batches, 'auto': by what there is room for
     n_in:int=3, # channels: 1 (grey), 3 (RGB), 4 (RGBA), or any number with `open_fn`
     item_size:int=None, # side at which images are kept; None: a quarter larger than `size`, so that crops stay sharp
     batch_tfms=None, # batch transforms, such as `Normalize.from_stats(*imagenet_stats)`
     open_fn:callable=None, # opens a file as a PIL image or a uint8 array (n_in, h, w) or (h, w, n_in), for formats that PIL does not read
     device=None, # device of the batches; None: fastai's default
+    cache_dir:str|Path=None, # folder of the file on disk; None: `$FASTBYOL_CACHE`, or in the user's cache folder
     **kwargs # further arguments of fastai's `TfmdDL`
 )->DataLoaders: # batches are `(TensorImage,)`: (bs, n_in, item_size, item_size) in [0,1]
     "`DataLoaders` of unlabelled images for pretraining; files that cannot be read are left out, with a warning"
@@ -247,12 +279,15 @@ def unlabelled_dls(
     check_counts(bs=bs)
     if open_fn is None and n_in not in (1,3,4): raise ValueError(f"PIL reads images of 1, 3 or 4 channels, got n_in={n_in}: pass `open_fn`, a function from a file to a uint8 array ({n_in}, h, w)")
     files,item_size = find_images(path),item_size or size*5//4
-    if in_memory not in (True,False,'auto','device'): raise ValueError(f"`in_memory` is True, False, 'auto' or 'device', got {in_memory!r}")
+    if in_memory not in (True,False,'auto','disk','device'): raise ValueError(f"`in_memory` is True, False, 'auto', 'disk' or 'device', got {in_memory!r}")
+    opener,auto,kept = OpenImage(item_size, n_in, open_fn),in_memory=='auto',None
     # of several processes on this machine each keeps the images
-    if in_memory=='auto': in_memory = len(files)*n_in*item_size**2 < _free_memory()/4/int(os.environ.get('LOCAL_WORLD_SIZE', 1))
-    opener = OpenImage(item_size, n_in, open_fn)
-    if in_memory: images,good,bad = decode_images(files, item_size, n_in, open_fn)
-    else: images,good,bad = None,*_readable(files, open_fn)
+    if auto and len(files)*n_in*item_size**2 < _free_memory()/4/int(os.environ.get('LOCAL_WORLD_SIZE', 1)): in_memory = True
+    if in_memory in ('auto','disk'): kept,good,bad = _on_disk(files, item_size, n_in, open_fn, cache_dir, auto)
+    elif in_memory:
+        images,good,bad = decode_images(files, item_size, n_in, open_fn)
+        kept = KeptImages(images, may_move=auto)
+    if kept is None: good,bad = _readable(files, open_fn)
     warn_unreadable(bad, len(files))
     if not good: raise ValueError(f"None of the {len(files)} files could be read as an image, see the warning before this")
     n_val = int(len(good)*valid_pct)
@@ -262,8 +297,8 @@ def unlabelled_dls(
     dsets = Datasets(L(good), tfms=[[opener]], splits=[L(o.tolist()) for o in splits], n_inp=1)
     tfms = [IntToFloatTensor(), *L(batch_tfms)]
     kw = dict(bs=bs, after_batch=tfms, device=device or default_device(), **kwargs)
-    if in_memory=='device': images = images.to(kw['device'])
-    if in_memory: dls = [MemoryDL(ds, images, rows, shuffle=not i, drop_last=not i, **kw) for i,(ds,rows) in enumerate(zip(_subsets(dsets), splits))]
+    if in_memory=='device': kept.move(kw['device'])
+    if kept: dls = [MemoryDL(ds, kept, rows, shuffle=not i, drop_last=not i, **kw) for i,(ds,rows) in enumerate(zip(_subsets(dsets), splits))]
     else:
         opener.index,opener.flags = {f:i for i,f in enumerate(good)},torch.zeros(len(good), dtype=torch.uint8).share_memory_()
         kw.update(flags=opener.flags, files=good, told=set(), num_workers=num_workers)
@@ -271,6 +306,17 @@ def unlabelled_dls(
     dls = DataLoaders(*dls, path=Path(path) if not isinstance(path, (list,tuple,L)) else Path('.'), device=kw['device'])
     dls.view_size = size # what `BYOLCallback` makes its views of, since images are kept larger
     return dls
+
+def _on_disk(files, size, n_in, open_fn, cache_dir, auto):
+    "Images of the cache; with `auto` nothing where there can be none, else an error"
+    try:
+        images,good,bad,file = cached_images(files, partial(load_square, n_in=n_in, size=size, open_fn=open_fn), (n_in,size,size),
+                                             cache_dir, part=.5 if auto else 1., mistakes=(OpenFnError,))
+    except CacheError as e:
+        if not auto: raise
+        warnings.warn(f"The decoded images do not fit in memory, and each is decoded anew in every epoch. {e}")
+        return None,None,None
+    return KeptImages(images, file, auto),good,bad
 
 def _subsets(dsets): return [dsets.subset(i) for i in range(2)]
 

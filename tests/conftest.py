@@ -28,6 +28,11 @@ def fixed_seed():
     default_device(use=False)
     set_seed(0)
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    "Decoded images are kept in a folder of the tests, not in the user's"
+    monkeypatch.setenv('FASTBYOL_CACHE', str(tmp_path_factory.getbasetemp()/'cache'))
+
 # --- small data and models; tests import them from here
 
 @pytest.fixture(autouse=True)

@@ -97,9 +97,10 @@ def test_worker_processes(tmp_path, workers, at):
         return make(lambda: DataLoaders(dl(x[8:], shuffle=True, drop_last=True), dl(x[:8]), device=cpu), **kw)
     assert same_run(*whole_and_resumed(tmp_path, lambda l: one_cycle(l,2), at, every_batches=1, make=mk))
 
-def test_images_in_memory(tmp_path):
+@pytest.mark.parametrize('in_memory', ['auto','disk'])
+def test_images_in_memory(tmp_path, in_memory):
     for i,o in enumerate(noise(30, 20)): PILImage.create((o.permute(1,2,0)*255).byte().numpy().copy()).save(tmp_path/f'{i}.png')
-    mk = lambda **kw: make(lambda: unlabelled_dls(tmp_path, 16, bs=8, device=cpu), **kw)
+    mk = lambda **kw: make(lambda: unlabelled_dls(tmp_path, 16, bs=8, device=cpu, in_memory=in_memory), **kw)
     assert same_run(*whole_and_resumed(tmp_path, at=(1,2), every_batches=1, make=mk))
 
 def test_torch_data_loaders(tmp_path):

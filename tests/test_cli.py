@@ -78,6 +78,12 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
     assert run(cli.pretrain, data, *args)==0
     assert same_sd(first_, load_body(tmp_path/'run'/'body.safetensors')[0].state_dict()) and (tmp_path/'run'/'log.jsonl').read_text()==log
 
+def test_images_on_disk(tmp_path):
+    data,cache = photos(tmp_path/'data'),tmp_path/'cache'
+    args = ['--epochs', 1, '--out', tmp_path/'run', '--in-memory', 'disk', '--cache-dir', cache, *small]
+    assert run(cli.pretrain, data, *args)==0 and len(list(cache.glob('*.images')))==1
+    assert run(cli.pretrain, data, *args[:-2], '--precision','fp32', '--in-memory','yes')==0 # where they are kept is no setting of the run
+
 def test_other_settings_are_refused_for_a_run_that_is_there(tmp_path, capsys):
     data,args = photos(tmp_path/'data'),['--epochs', 1, '--out', tmp_path/'run', *small]
     assert run(cli.pretrain, data, *args)==0

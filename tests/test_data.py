@@ -1,6 +1,7 @@
 "Folders of any layout and files of any state; subsets of few labels"
 from conftest import *
 from PIL import Image
+import fastbyol.data as D
 
 def picture(h=20, w=30, mode='RGB', seed=0):
     a = np.random.default_rng(seed).integers(0, 256, (h,w,3), dtype=np.uint8)
@@ -14,7 +15,7 @@ def write(folder, n=12, ext='.png', **kw):
 
 def make(path, **kw): return unlabelled_dls(path, **{**dict(size=16, bs=4, num_workers=0, device=cpu), **kw})
 
-modes = pytest.mark.parametrize('in_memory', [True,False], ids=['memory','files'])
+modes = pytest.mark.parametrize('in_memory', [True,False,'disk'], ids=['memory','files','disk'])
 
 def test_any_nesting_and_any_case_of_the_extension(tmp_path):
     for i,nm in enumerate(['a.png','B.JPG','d/e/f/g.JpEg','d/h.TIFF','i j/k.bmp','l.WebP','ü/ß.GIF']):
@@ -178,11 +179,94 @@ def test_opening_an_image_warns_of_nothing(tmp_path):
 def test_other_channels_in_batches(tmp_path, in_memory, n_in):
     assert make(write(tmp_path), in_memory=in_memory, n_in=n_in).one_batch()[0].shape==(4,n_in,20,20)
 
-def test_auto_keeps_images_in_memory_where_there_is_room(tmp_path, monkeypatch):
-    import fastbyol.data as D
-    write(tmp_path)
-    monkeypatch.setattr(D, '_free_memory', lambda: 12*3*20*20*4+4); assert isinstance(make(tmp_path).train, MemoryDL)
-    monkeypatch.setattr(D, '_free_memory', lambda: 12*3*20*20*4);   assert not isinstance(make(tmp_path).train, MemoryDL)
+# --- where images are kept
+
+need = 12*3*20*20
+def little(monkeypatch, ram=0, disk=10**12):
+    "As if there were so much memory and disk"
+    monkeypatch.setattr(D, '_free_memory', lambda: ram)
+    monkeypatch.setattr('fastbyol.cache.shutil.disk_usage', lambda p: SimpleNamespace(free=disk))
+
+@pytest.mark.parametrize('processes', [1,3])
+def test_auto_goes_by_what_there_is_room_for(tmp_path, monkeypatch, processes):
+    write(tmp_path/'src'); kw = dict(cache_dir=tmp_path/'cache'); monkeypatch.setenv('LOCAL_WORLD_SIZE', str(processes))
+    little(monkeypatch, (need+1)*4*processes); dls = make(tmp_path/'src', **kw); assert isinstance(dls.train, MemoryDL) and dls.train.kept.file is None
+    room = 2*(need+2**20) # half of what is free
+    little(monkeypatch, need*4*processes, room-2) # each process would have images of its own in memory, but one file is enough for all
+    with pytest.warns(UserWarning, match='do not fit in memory.*every epoch.*GB free'): dls = make(tmp_path/'src', **kw)
+    assert not isinstance(dls.train, MemoryDL) and not list((tmp_path/'cache').glob('*.images'))
+    little(monkeypatch, need*4*processes, room); dls = make(tmp_path/'src', **kw); assert dls.train.kept.file.parent==tmp_path/'cache'
+    little(monkeypatch, 0, 0); assert make(tmp_path/'src', **kw).train.kept.file==dls.train.kept.file # it is there already
+
+def test_auto_without_a_cache_goes_on_with_files(tmp_path, monkeypatch):
+    write(tmp_path/'src'); little(monkeypatch)
+    for kw in (dict(open_fn=lambda f: open_image(f)), dict(cache_dir=find_images(tmp_path/'src')[0])):
+        with pytest.warns(UserWarning, match='every epoch'): dls = make(tmp_path/'src', **kw)
+        assert not isinstance(dls.train, MemoryDL) and dls.one_batch()[0].shape==(4,3,20,20)
+        with pytest.raises(ValueError, match='kept'): make(tmp_path/'src', in_memory='disk', **kw)
+
+def test_batches_from_disk_are_those_from_memory(tmp_path):
+    write(tmp_path/'src'); shutil.copy(write(tmp_path/'x', 1)/'c0'/'00.png', tmp_path/'src'/'z.png'); (tmp_path/'src'/'a.jpg').write_bytes(b'x')
+    for kw in ({}, dict(size=24), dict(n_in=1), dict(item_size=33), dict(open_fn=partial(open_image, n_in=3))):
+        seen = []
+        for mode in (True,'disk','disk'):
+            set_seed(0)
+            with pytest.warns(UserWarning, match=r'1 of 14.*(.|\n)*a.jpg'): dls = make(tmp_path/'src', in_memory=mode, cache_dir=tmp_path/'cache', valid_pct=.3, **kw)
+            seen.append([b[0] for dl in (dls.train,dls.valid,dls.train) for b in dl])
+        assert len(seen[0])>4 and all(torch.equal(a, b) and torch.equal(a, c) for a,b,c in zip(*seen))
+    assert len(list((tmp_path/'cache').glob('*.images')))==5
+
+def test_a_changed_image_is_seen_in_the_next_batches(tmp_path):
+    write(tmp_path/'src'); get = lambda: make(tmp_path/'src', in_memory='disk', cache_dir=tmp_path/'cache', valid_pct=0).train.images
+    a = get(); f = find_images(tmp_path/'src')[2]; picture(50, 50, seed=77).save(f); b = get()
+    assert torch.equal(b[2], load_square(f, 3, 20)) and not torch.equal(a[2], b[2]) and torch.equal(a[3:], b[3:])
+
+def test_the_mapped_file_is_no_copy_in_what_is_pickled_or_copied(tmp_path):
+    import pickle
+    dls = make(write(tmp_path/'src', 40), in_memory='disk', cache_dir=tmp_path/'cache', item_size=64); dl = dls.valid; b = pickle.dumps(dl.kept)
+    assert len(b)<1000 and torch.equal(pickle.loads(b).images, dl.images) and deepcopy(dl.kept) is dl.kept
+    assert len(pickle.dumps(dls.new_empty()))<50_000
+    clear_cache(tmp_path/'cache')
+    with pytest.raises(FileNotFoundError): pickle.loads(b)
+    ram = KeptImages(dl.images.clone()); assert torch.equal(pickle.loads(pickle.dumps(ram)).images, dl.images)
+
+# --- images move to the device of the batches
+
+def test_images_move_where_there_is_room_and_both_loaders_see_it(tmp_path, monkeypatch):
+    write(tmp_path); dls = make(tmp_path, device='meta', valid_pct=.25); n,new = dls.train.images.nbytes,dls.train.new()
+    monkeypatch.setattr(D, '_free_on', lambda d: {'meta':n*10//8-2}[d.type]); assert not move_images(dls) and dls.train.images.device==cpu
+    monkeypatch.setattr(D, '_free_on', lambda d: {'meta':n*10//8+2}[d.type]); assert move_images(dls)
+    assert dls.train.images.is_meta and dls.valid.images is dls.train.images and new.images is dls.train.images
+    assert dls.train.create_batch([0,2])[0].is_meta and not move_images(dls) # they are there
+
+@pytest.mark.parametrize('mode', [True,'disk',False])
+def test_images_stay_where_the_user_wants_them(tmp_path, monkeypatch, mode):
+    write(tmp_path); monkeypatch.setattr(D, '_free_on', lambda d: 1e9); dls = make(tmp_path, device='meta', in_memory=mode, cache_dir=tmp_path/'c'); assert not move_images(dls)
+    if mode: assert dls.train.images.device==cpu
+
+def test_images_on_disk_move_too_and_in_parts(tmp_path, monkeypatch):
+    little(monkeypatch); monkeypatch.setattr(D, '_free_on', lambda d: 1e9); dls = make(write(tmp_path), device='meta', cache_dir=tmp_path/'c'); assert dls.train.kept.file and move_images(dls)
+    x = torch.randint(0, 256, (7,3,3000,3000), dtype=torch.uint8); k = KeptImages(x) # more than one part
+    k.move(cpu); assert torch.equal(k.images, x) and k.images.data_ptr()!=x.data_ptr()
+
+def test_a_device_that_fills_up_meanwhile_leaves_the_images_where_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(D, '_free_on', lambda d: 1e9); dls = make(write(tmp_path), device='meta')
+    def full(*a): raise torch.OutOfMemoryError('full')
+    monkeypatch.setattr(KeptImages, 'move', full); assert not move_images(dls) and dls.train.images.device==cpu
+
+def test_free_memory_is_asked_of_the_driver(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda d: (7,9)); assert D._free_on(torch.device('cuda:0'))==7 and D._free_on(cpu)==0
+
+def test_images_move_after_a_whole_epoch_of_training_and_nothing_else_changes(tmp_path, monkeypatch):
+    write(tmp_path, 16); asked = []
+    def run(**kw):
+        set_seed(0); learn = byol_learn(make(tmp_path, valid_pct=.25, **kw), small_byol(bn=False), views=None, size=16)
+        learn.validate(); learn.fit(3, .05); return learn
+    a = run()
+    def moves(self, device): asked.append(('move',str(device))); self.move(device); return True # to the CPU once more, since there is nothing else here
+    monkeypatch.setattr(KeptImages, 'move_if_room', moves); monkeypatch.setattr('fastbyol.callback.BYOLCallback.after_epoch', lambda self: asked.append(('epoch',self.epoch)), raising=False)
+    b = run() # the first epoch is that of `validate`
+    assert asked==[('epoch',0),('epoch',0),('move','cpu'),('epoch',1),('move','cpu'),('epoch',2)] and same_sd(sd_of(a), sd_of(b))
 
 def test_the_list_of_bad_files_is_cut_but_counted(tmp_path):
     write(tmp_path)
@@ -196,10 +280,11 @@ def test_wrong_arguments_are_errors_with_a_remedy(tmp_path, kw, msg):
     write(tmp_path)
     with pytest.raises(ValueError, match=msg): make(tmp_path, **kw)
 
+def five_channels(f): return np.zeros((5,20,20), np.uint8)
 @modes
 def test_a_wrong_open_fn_is_an_error_not_a_bad_file(tmp_path, in_memory):
     write(tmp_path)
-    with pytest.raises(TypeError, match='uint8 array of 3 channels'): make(tmp_path, in_memory=in_memory, open_fn=lambda f: np.zeros((5,20,20),np.uint8)).one_batch()
+    with pytest.raises(TypeError, match='uint8 array of 3 channels'): make(tmp_path, in_memory=in_memory, open_fn=five_channels).one_batch()
 
 def test_an_empty_list_of_files_is_named():
     with pytest.raises((ValueError,FileNotFoundError), match='empty|no files|no images'): make([])

@@ -156,8 +156,8 @@ def test_files_that_break_on_one_rank_do_not_stop_the_others(tmp_path):
         if i in (1,2,3,5): f.write_bytes(f.read_bytes()[:-200])
     (a,sa),(b,sb) = in_two(broken_files, tmp_path); assert a==b==[4,4,4] and same_sd(sa, sb)
 
-def memory(path):
-    learn = byol_learn(unlabelled_dls(path, 16, bs=4, device=cpu), small_byol(bn=False), views=None, size=16); fit(learn, 2); return result(learn)
+def memory(path, in_memory):
+    learn = byol_learn(unlabelled_dls(path, 16, bs=4, device=cpu, in_memory=in_memory, cache_dir=path/'cache'), small_byol(bn=False), views=None, size=16); fit(learn, 2); return result(learn)
 def few_to_validate(n_val):
     learn = byol_learn(image_dls(noise(16+n_val), bs=4, n_val=n_val), small_byol(bn=False)); fit(learn, 1); return sd_of(learn),learn.recorder.values[0][1]
 @pytest.mark.parametrize('n_val', [0,1,3])
@@ -174,9 +174,10 @@ def broken_valid():
 def test_broken_files_in_validation_leave_no_process_waiting():
     a,b = in_two(broken_valid); assert a==b and 0<a<8
 
-def test_images_in_memory(tmp_path):
+@pytest.mark.parametrize('in_memory', ['auto','disk'])
+def test_images_in_memory(tmp_path, in_memory):
     for i,o in enumerate(noise(24, 40)): PILImage.create((o.permute(1,2,0)*255).byte().numpy().copy()).save(tmp_path/f'{i:02d}.png')
-    a,b = in_two(memory, tmp_path); assert same_sd(a['model'], b['model']) and len(a['losses'])==4
+    a,b = in_two(memory, tmp_path, in_memory); assert same_sd(a['model'], b['model']) and len(a['losses'])==4
 
 # --- random numbers
 
