@@ -284,7 +284,9 @@ def byol_unet_learner(
     normalize = kwargs.pop('normalize', True)
     kw = dict(pretrained=False, normalize=False, **kwargs)
     if isinstance(spec.arch, (str,nn.Module)) or spec.small_stem: # small stems change the sizes that the U-Net is built from
-        body = as_sequential(body, spec.n_in, min(max(64, ifnone(spec.size, 0)), 224)) if not isinstance(body, nn.Sequential) or spec.fmt!='map' else body
+        side = min(max(64, ifnone(spec.size, 0)), 224)
+        if not spec._runs(body, side): side = spec._body_sizes(body)[0] # it takes one size only
+        body = as_sequential(body, spec.n_in, side) if not isinstance(body, nn.Sequential) or spec.fmt!='map' else body
         with _as_arch(body, spec) as arch: learn = unet_learner(dls, arch, **kw)
         learn.arch = spec.arch
     else: learn = unet_learner(dls, spec.arch, n_in=spec.n_in, **kw)
