@@ -191,6 +191,8 @@ class BodySpec:
             else:
                 if not isinstance(y, Tensor): raise ValueError(f"{self.name} returns a {type(y).__name__}, not a tensor: name the `layer` whose output is the representation")
                 return pool_features(y, self.nhwc).shape[1],{2:'flat',3:'tokens',4:'map'}[y.ndim]
+        if n:=re.search(r'to have (\d+) channels, but got', errs[0]): # of no size, then
+            raise ValueError(f"{self.name} takes images of {n[1]} channels, not of {self.n_in}: build it for {self.n_in}, or read the images with `n_in={n[1]}`")
         raise ValueError(f"{self.name} could not be run on images of {self.n_in} channels: pass `size=`, the side of your images, and `n_in`. Tried {'; '.join(errs)}"[:1000])
 
     def check_size(self,

@@ -80,7 +80,7 @@ def test_a_vit_of_one_size_is_probed_at_that_size_and_says_which():
     (lambda: BodySpec(conv_body(), layer=9).build(), ValueError, 'no layer 9'),
     (lambda: BodySpec(conv_body(), pretrained=True), TypeError, 'pretrained'),
     (lambda: BodySpec(conv_body()).build(pretrained=True), ValueError, 'load the weights'),
-    (lambda: BodySpec(conv_body(1)).build(), ValueError, 'n_in'),
+    (lambda: BodySpec(conv_body(1)).build(), ValueError, 'takes images of 1 channels, not of 3: .*`n_in=1`'),
     (lambda: BodySpec('vit_tiny_patch16_224', small_stem=True).build(), ValueError, 'small_stem'),
     (lambda: BodySpec(lambda: 3).build(), ValueError, 'layer='),
 ])
