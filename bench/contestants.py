@@ -7,7 +7,8 @@ A contestant makes a model of the same body, torchvision's ResNet-18, with a pro
   called after each step with the number of images, and raises `Stop` when it is enough. Returns the body and the statistics that its
   images are normalised with.
 
-`@contestant(name)` adds another. One whose library is missing is left out, and said so.
+`@contestant(name)` adds another. One whose library is missing is left out, and said so. solo-learn is not here: the release that pip finds, 1.0.2, insists on
+torch 1.9.1 and cannot be installed beside the others.
 """
 import copy, time
 from functools import partial
