@@ -98,9 +98,12 @@ def load_square(
     "The middle of one image, as large as fits, at `size`"
     im = (open_fn or partial(open_image, n_in=n_in))(fn)
     if isinstance(im, Image.Image): im = square_image(im, size)
-    a = im if isinstance(im, Tensor) else torch.from_numpy(np.array(im)) # a copy: PIL's own memory is read-only
+    a = im if isinstance(im, Tensor) else np.array(im) # a copy: PIL's own memory is read-only
+    def wrong(): return OpenFnError(f"`open_fn` must return a PIL image or a uint8 array of {n_in} channels, got {f'{tuple(a.shape)} of {a.dtype}' if isinstance(im, (Tensor,np.ndarray,Image.Image)) else type(im).__name__}")
+    if a.ndim not in (2,3) or str(a.dtype).split('.')[-1]!='uint8': raise wrong()
+    a = torch.as_tensor(a)
     a = a[None] if a.ndim==2 else a if a.shape[0]==n_in else a.permute(2,0,1) # (h,w), (c,h,w) or (h,w,c)
-    if a.shape[0]!=n_in or a.dtype!=torch.uint8: raise OpenFnError(f"`open_fn` must return a PIL image or a uint8 array of {n_in} channels, got {tuple(a.shape)} of {a.dtype}")
+    if a.shape[0]!=n_in: raise wrong()
     if a.shape[1:]==(size,size): return a
     s = min(a.shape[1:]); y,x = ((o-s)//2 for o in a.shape[1:])
     a = F.interpolate(a[None,:,y:y+s,x:x+s].float(), (size,size), mode='bilinear', antialias=True)[0]
