@@ -213,8 +213,9 @@ def test_the_mapped_file_is_no_copy_in_what_is_pickled_or_copied(tmp_path):
 
 # --- images move to the device of the batches
 
-def test_images_move_where_there_is_room_and_both_loaders_see_it(tmp_path, monkeypatch):
-    write(tmp_path); dls = make(tmp_path, device='meta', valid_pct=.25); n,new = dls.train.images.nbytes,dls.train.new()
+@pytest.mark.parametrize('device', ['meta','meta:0']) # as 'cuda' and 'cuda:0': a tensor's device may be spelled otherwise than the loader's
+def test_images_move_where_there_is_room_and_both_loaders_see_it(tmp_path, monkeypatch, device):
+    write(tmp_path); dls = make(tmp_path, device=device, valid_pct=.25); n,new = dls.train.images.nbytes,dls.train.new()
     monkeypatch.setattr(D, '_free_on', lambda d: {'meta':n*10//8-2}[d.type]); assert not move_images(dls) and dls.train.images.device==cpu
     monkeypatch.setattr(D, '_free_on', lambda d: {'meta':n*10//8+2}[d.type]); assert move_images(dls)
     assert dls.train.images.is_meta and dls.valid.images is dls.train.images and new.images is dls.train.images
