@@ -161,7 +161,7 @@ class KeptImages:
         part:float=.8, # of the free memory, how much the images may take
     )->bool: # have they moved?
         "Move the images to `device` if they may, and if it has room for them now"
-        if not self.may_move or self.images.device==device or self.images.nbytes>part*_free_on(device): return False
+        if not self.may_move or self.images.device.type!='cpu' or self.images.nbytes>part*_free_on(device): return False
         try: self.move(device)
         except torch.OutOfMemoryError: return False # another process has taken the room
         return True

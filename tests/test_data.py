@@ -232,8 +232,9 @@ def test_the_mapped_file_is_no_copy_in_what_is_pickled_or_copied(tmp_path):
 
 # --- images move to the device of the batches
 
-def test_images_move_where_there_is_room_and_both_loaders_see_it(tmp_path, monkeypatch):
-    write(tmp_path); dls = make(tmp_path, device='meta', valid_pct=.25); n,new = dls.train.images.nbytes,dls.train.new()
+@pytest.mark.parametrize('device', ['meta','meta:0']) # as 'cuda' and 'cuda:0': a tensor's device may be spelled otherwise than the loader's
+def test_images_move_where_there_is_room_and_both_loaders_see_it(tmp_path, monkeypatch, device):
+    write(tmp_path); dls = make(tmp_path, device=device, valid_pct=.25); n,new = dls.train.images.nbytes,dls.train.new()
     monkeypatch.setattr(D, '_free_on', lambda d: {'meta':n*10//8-2}[d.type]); assert not move_images(dls) and dls.train.images.device==cpu
     monkeypatch.setattr(D, '_free_on', lambda d: {'meta':n*10//8+2}[d.type]); assert move_images(dls)
     assert dls.train.images.is_meta and dls.valid.images is dls.train.images and new.images is dls.train.images
@@ -281,10 +282,14 @@ def test_wrong_arguments_are_errors_with_a_remedy(tmp_path, kw, msg):
     with pytest.raises(ValueError, match=msg): make(tmp_path, **kw)
 
 def five_channels(f): return np.zeros((5,20,20), np.uint8)
+def floats(f): return np.zeros((3,20,20), np.float32)
+def its_name(f): return str(f)
+def nothing(f): return None
 @modes
-def test_a_wrong_open_fn_is_an_error_not_a_bad_file(tmp_path, in_memory):
+@pytest.mark.parametrize('open_fn', [five_channels, floats, its_name, nothing])
+def test_a_wrong_open_fn_is_an_error_not_a_bad_file(tmp_path, in_memory, open_fn):
     write(tmp_path)
-    with pytest.raises(TypeError, match='uint8 array of 3 channels'): make(tmp_path, in_memory=in_memory, open_fn=five_channels).one_batch()
+    with pytest.raises(TypeError, match='uint8 array of 3 channels'): make(tmp_path, in_memory=in_memory, open_fn=open_fn).one_batch()
 
 def test_an_empty_list_of_files_is_named():
     with pytest.raises((ValueError,FileNotFoundError), match='empty|no files|no images'): make([])
