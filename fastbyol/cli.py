@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from datetime import datetime
 from fastcore.script import anno_parser
 from fastai.vision.all import *
+from fastai.distributed import teardown_distrib
 import fastbyol
 from .heads import check_counts
 from .body import *
@@ -519,7 +520,9 @@ def embed(
 # %% ../nbs/12_cli.ipynb #b98abd1f
 def pretrain_main():
     "`fastbyol-pretrain`"
-    sys.exit(run_command(pretrain, 'fastbyol-pretrain'))
+    try: code = run_command(pretrain, 'fastbyol-pretrain')
+    finally: teardown_distrib() # else a thread of the process group may abort the process as it ends
+    sys.exit(code)
 def finetune_main():
     "`fastbyol-finetune`"
     sys.exit(run_command(finetune, 'fastbyol-finetune'))

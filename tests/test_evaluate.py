@@ -124,6 +124,7 @@ class Bad(OddOnes):
 try: get_embeddings(model, torch.utils.data.DataLoader(Bad(noise(29)), 8), sharded=True); msg = ''
 except (OSError,RuntimeError) as e: msg = f'{type(e).__name__}: {e}'
 torch.save(dict(res=res, n_seen=n_seen, acc=acc, msg=msg), path/f'{rank}.pth')
+dist.barrier(); dist.destroy_process_group() # else a thread of gloo's may abort the process as it ends
 '''
 
 @pytest.mark.slow
