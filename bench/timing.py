@@ -1,5 +1,5 @@
 "What all measurements share: turns, the machine, tables, files"
-import os, platform, re, resource, statistics, sys, time
+import os, platform, re, resource, shlex, statistics, sys, time
 from datetime import date
 from json import dumps
 from pathlib import Path
@@ -33,7 +33,7 @@ def cpu_name():
 
 def command():
     "How this was called, without the folders of this machine"
-    return ' '.join(['python -m bench', Path(sys.argv[0]).stem, *[Path(o).name if os.sep in o else o for o in sys.argv[1:]]])
+    return 'python -m bench ' + shlex.join([Path(sys.argv[0]).stem, *[Path(o).name if os.sep in o else o for o in sys.argv[1:]]])
 
 def setting(**kw):
     "Where and when: goes into every file"
