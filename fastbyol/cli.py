@@ -193,9 +193,8 @@ class TensorBoard(Callback):
             if isinstance(v, (int,float)) and math.isfinite(v): self.writer.add_scalar(f'epoch/{k}', v, self._at)
     def after_fit(self):
         if self.writer is None: return
-        self._before = self._at+1 # `fine_tune` fits twice
-        self.writer.close()
-        self.writer = None
+        self._before = self._at+1 # `fine_tune` fits twice, into one file: TensorBoard reads files of one second in no sure order
+        self.writer.flush()
     def __getstate__(self): return {**self.__dict__, 'writer':None}
 
 # %% ../nbs/12_cli.ipynb #da9d66a2
