@@ -122,10 +122,10 @@ class FastBYOL:
         learn, clock = self.learn, Clock()
         with learn.no_bar(), learn.no_logging(), learn.added_cbs(clock): learn.fit(1)
         return [b-a for a, b in zip(clock.ends, clock.ends[1:])]
-    def train(self, files, size, bs, epochs, tick, workers=0, views=None):
-        "With the recipe for this many epochs, as its README does"
+    def train(self, files, size, bs, epochs, tick, workers=0, views=None, **other):
+        "With the recipe for this many epochs, as its README does, or with `other` numbers in it"
         dls = unlabelled_dls(files, size, bs, valid_pct=0)
-        learn = byol_learner(dls, body(), views=views, recipe=recipe(epochs, bs), **self.kw)
+        learn = byol_learner(dls, body(), views=views, recipe=recipe(epochs, bs, **other), **self.kw)
         self.precision = learn.precision
         with learn.no_bar(), learn.no_logging(): learn.fit_byol(cbs=Clock(tick))
         return learn.model.body, learn.model.stats

@@ -13,7 +13,7 @@ The long run, DeepMind's 1000 epochs, is the command's; given again, it goes on 
     fastbyol-pretrain FOLDER/train --arch resnet18 --preset imagenette --epochs 1000 --bs 256 --size 128 --watch_knn FOLDER --out run
     fastbyol-eval run/body.safetensors FOLDER
 """
-import logging, sys, time, warnings
+import logging, time, warnings
 from collections import defaultdict
 
 import torch
@@ -45,7 +45,7 @@ class Mark(Callback):
 class Parts:
     "Seconds of each part of a step, by callbacks around those of the `Learner`"
     def __init__(self, learn):
-        self.learn, self.secs, self.on = learn, defaultdict(float), False
+        self.secs, self.on = defaultdict(float), False
         model = learn.model
         self.hook = model.target['body'].register_forward_pre_hook(lambda *a: self.mark('views')) if model.momentum else None
         first = Mark(self, -100, before_batch='data')

@@ -2,6 +2,7 @@
 
     python -m bench quality FOLDER                                                    # ten minutes each, three seeds
     python -m bench quality FOLDER --only 'fastbyol;fastbyol, views of kornia' --epochs 3 --seconds 0     # the same number of epochs
+    python -m bench quality FOLDER --only 'fastbyol;fastbyol, LARS' --epochs 5 --seconds 0                # another recipe
 
 FOLDER holds train/ and val/ with a folder per class, such as Imagenette's. A ResNet-18 begins with random weights and is pretrained on train/,
 labels unseen, by each library with its own documented pipeline and settings; then the photos of val/ are classified by
@@ -25,6 +26,8 @@ settings = { # how `train` is called
     'random weights': {},
     'fastbyol': {},
     'fastbyol, views of kornia': dict(views=partial(byol_views, fused=False)),
+    'fastbyol, LARS': dict(opt='lars'),
+    'fastbyol, batch norm in the heads': dict(norm='batch'),
     'lightly': {},
     'byol-pytorch': {},
 }

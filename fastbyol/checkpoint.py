@@ -197,7 +197,7 @@ def training_state(
     "All that the next step depends on; every process must call it, since each has random numbers of its own"
     scaler,model = vars(learn).get('scaler'),online_model(learn.model)
     return dict(format=_format, fastbyol=fastbyol.__version__, epoch=epoch, batch=batch, n_epoch=learn.n_epoch, n_iter=len(learn.dls.train), train_iter=learn.train_iter,
-                pct_train=float(learn.pct_train), model=_plain(model.state_dict(), 'the model'), view_size=getattr(model, 'view_size', None), opt=_opt_state(learn.opt),
+                pct_train=float(learn.pct_train), model=_plain(model.state_dict(), 'the model'), view_size=getattr(model, 'view_size', None), precision=getattr(learn, 'precision', None), opt=_opt_state(learn.opt),
                 scaler=scaler.state_dict() if scaler else {}, recorder=_recorder_state(learn.recorder) if hasattr(learn, 'recorder') else {},
                 cbs=_cbs_state(learn.cbs), chance=_gather(_chance(learn.dls)), start=_gather(start) if batch else None)
 
@@ -399,6 +399,12 @@ def _newest(folder):
     if bad: raise ValueError(f"No checkpoint in {folder} can be read: {'; '.join(bad)}")
     return None,None
 
+def _go_on_in(learn, precision):
+    "Where `precision='auto'` measures anew and comes to another answer than the run began with, the run's holds"
+    if precision in (None, learn.precision) or not getattr(learn, 'precision_measured', False): return
+    try: learn.set_precision(precision)
+    except ValueError as e: warn(f"The run began in {precision}, and goes on in {learn.precision}, not bit by bit the same: {e}")
+
 @patch
 def resume(self:Learner,
     path:str|Path, # folder of a `CheckpointCallback`: its newest checkpoint that is whole; or a file in it
@@ -413,6 +419,7 @@ def resume(self:Learner,
     model = online_model(self.model)
     load_strict(model, st['model'], str(file))
     if hasattr(model, 'view_size'): model.view_size = st['view_size']
+    if hasattr(self, 'precision'): _go_on_in(self, st.get('precision'))
     if hasattr(self, 'recorder'): _load_recorder(self.recorder, st['recorder'])
     self.remove_cbs([_PassOver,_PutBack])
     over = _PassOver(file)

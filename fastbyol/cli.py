@@ -250,7 +250,7 @@ def pretrain(
     tau:float=None, # weight kept on the target at the start, in [0,1]; the recipe's when left out
     warmup:float=None, # epochs of warm-up; the recipe's when left out
     effective_bs:int=None, # images per step, over several batches and all processes
-    norm:str='batch', # norm of the heads: batch, group or layer
+    norm:str='preset', # norm of the heads: batch, group, layer, or the preset's
     n_in:int=3, # channels of the images: 1, 3 or 4
     pretrained:bool=False, # start from the published weights of the body
     small_stem:bool=False, # stem of resnets for images of about 32 pixels
@@ -285,12 +285,7 @@ def pretrain(
     checkpoint = CheckpointCallback(out/'checkpoints', every_batches=save_batches, keep=keep, overwrite=overwrite)
     stop = StopSignals(checkpoint.save_now)
     cbs = [checkpoint, stop, JsonLines(out/'log.jsonl', goes_on=not overwrite), HealthMonitor(stop=stop_collapsed), *([KNNCallback(watch)] if watch else [])]
-    used = out/'checkpoints'/'precision.txt' # a run that goes on does so as it began, whatever is quickest today
-    if precision=='auto' and used.exists() and not overwrite: precision = used.read_text()
     learn = byol_learner(dls, arch, recipe=r, n_in=n_in, path=out, cbs=cbs, precision=precision)
-    if not rank_distrib():
-        used.parent.mkdir(parents=True, exist_ok=True)
-        used.write_text(learn.precision)
     _show(learn, out, bar)
     if not rank_distrib(): print(f"{learn.recipe!r}\n")
     if not overwrite: learn.resume(out/'checkpoints', missing_ok=True)

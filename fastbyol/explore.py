@@ -392,7 +392,7 @@ def suggest_labels(
     dl=None, # `DataLoader`, unless `source` is `EmbeddedImages`
     n:int=20, # images to suggest
     labelled:list=(), # numbers of the images that are labelled already, or a mask: suggestions are far from these, too
-    leave_out:float=0.3, # part of the images, the farthest from their 20 nearest neighbours, that is not suggested, in [0,1)
+    leave_out:float=0.3, # part of the images, the farthest from their 20 nearest neighbours, that is not suggested, in [0,1); 0 where rare classes matter, which lie there
     target:bool=False, # representations of the target's body?
 )->ImageTable: # pick, index, item, distance to the nearest that was labelled or picked before: in the order of picking
     "Images to label next, each as different as can be from those before it; `show` draws them"

@@ -8,6 +8,7 @@ Docs: https://fastbyol.github.io/fastbyol/model.html.md"""
 __all__ = ['byol_loss', 'BYOLLoss', 'check_tau', 'batch_norms', 'BYOL']
 
 # %% ../nbs/03_model.ipynb #6c3327d1
+from contextlib import contextmanager
 from copy import deepcopy
 from fastai.vision.all import *
 from .heads import *
@@ -180,9 +181,18 @@ class BYOL(nn.Module):
     )->Tensor: # target projections z2, z1: (bs, 2, projection_size)
         "What `forward(v1, v2)` should predict, in that order, without gradients"
         f = (lambda v: self.target['projector'](self.embed(v, target=True))) if self.momentum else self.project
-        res = self._both(f, v2, v1)
-        if not self.momentum: torch.clear_autocast_cache() # of casts of the online weights that were made without gradient
-        return res
+        with self._cast_once(v1.device.type): return self._both(f, v2, v1)
+
+    @contextmanager
+    def _cast_once(self, dev):
+        "Under autocast both views use one cast of the target's weights: it keeps only those of weights that ask for a gradient"
+        ps = list(self.target.parameters()) if self.momentum and torch.is_autocast_enabled(dev) else []
+        try:
+            for p in ps: p.requires_grad_(True)
+            yield
+        finally:
+            for p in ps: p.requires_grad_(False)
+            torch.clear_autocast_cache() # casts that were made without gradient are of no use to the online network
 
     @torch.no_grad()
     def update_target(self,

@@ -143,6 +143,7 @@ def set_precision(self:Learner,
     "Train in `precision`, in the layout that goes with it; `self.precision` says which it is"
     model,dev = online_model(self.model),torch.device(self.dls.device or 'cpu')
     check_precision(precision, dev)
+    self.precision_measured = precision=='auto' # then a run that goes on keeps to what it began with
     if precision=='auto':
         model.to(dev)
         # of several processes each would measure for itself, and could come to another answer

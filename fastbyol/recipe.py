@@ -156,11 +156,13 @@ def _deepmind(
 # %% ../nbs/06_recipe.ipynb #61d1f2b7
 _nette,_solo,_moco = "DeepMind's Imagenette setup","solo-learn's CIFAR-10 recipe","MoCo v3's ViT recipe"
 _few = f"ours: {_solo}, which learns in few steps"
+_short = 'ours: measured, see below'
 # name -> (for what, number -> (value, where it comes from)); a number that is missing has the default below
 presets = {
     'imagenet':    ('100,000 images and more', {k:partial(_deepmind, k) for k in _tables}),
     'imagenette':  ('5,000 to 100,000 images', dict(base_lr=(2., _nette), wd=(1e-6, _nette), tau=(.996, _nette))),
-    'small_data':  ('fewer than 5,000 images, or 2,000 steps', dict(base_lr=(1., _few), wd=(1e-5, _few), tau=(.99, _few), eta=(.02, _few), trust_clip=(True, _few))),
+    'short':       ('fewer than 2,000 optimiser steps', dict(opt=('adam', _short), base_lr=(4e-3, _short), wd=(.01, _short), mom=(.9, _short), tau=(.99, _short), norm=('group', _short))),
+    'small_data':  ('fewer than 5,000 images; with LARS also fewer than 2,000 steps', dict(base_lr=(1., _few), wd=(1e-5, _few), tau=(.99, _few), eta=(.02, _few), trust_clip=(True, _few))),
     'cifar':       ('images of 40 pixels and less', dict(base_lr=(1., _solo), wd=(1e-5, _solo), tau=(.99, _solo), eta=(.02, _solo), trust_clip=(True, _solo),
                     small_stem=(True, _solo), blur=(False, _solo))),
     'small_batch': ('batches of 64 to 256, gradients accumulated to 256', dict(base_lr=(2., _nette), wd=(1e-6, _nette), tau=(.996, _nette), effective_bs=(256, _nette))),
@@ -169,7 +171,7 @@ presets = {
 }
 # for any preset with Adam in the place of LARS; and numbers that a preset need not name
 _adam = dict(base_lr=(4e-3, "ours: fastai's default of 1e-3 at a batch of 64"), wd=(.01, "fastai's default"), mom=(.9, "torch's default"))
-_defaults = dict(opt=('lars','the paper'), mom=(.9, 'DeepMind'), eta=(1e-3, 'DeepMind'), trust_clip=(False, 'DeepMind'), tau_end=(1., 'the paper'), pred_lr_mult=(1., 'the paper'),
+_defaults = dict(opt=('lars','the paper'), mom=(.9, 'DeepMind'), eta=(1e-3, 'DeepMind'), trust_clip=(False, 'DeepMind'), tau_end=(1., 'the paper'), pred_lr_mult=(1., 'the paper'), norm=('batch', 'the paper'),
                  small_stem=(False, 'default'), blur=(True, 'the paper'), pretrained=(False, 'default'))
 
 # %% ../nbs/06_recipe.ipynb #972491cb
@@ -219,10 +221,11 @@ class Recipe:
         return [GradientAccumulation(self.bs*self.accumulate)] if self.accumulate>1 else []
 
 # %% ../nbs/06_recipe.ipynb #01689002
-def _choose_preset(n_items, size, steps):
+def _choose_preset(n_items, size, steps, opt):
     if size<=40: return 'cifar',f'ours: images of {size} px'
     if n_items is None: return 'imagenet','ours: the number of images is not given'
-    nm = 'small_data' if n_items<5_000 or steps<2_000 else 'imagenette' if n_items<100_000 else 'imagenet'
+    few = steps<2_000
+    nm = 'short' if few and opt!='lars' else 'small_data' if few or n_items<5_000 else 'imagenette' if n_items<100_000 else 'imagenet'
     return nm,f'ours: {presets[nm][0]}'
 
 def _check_args(a):
@@ -233,7 +236,7 @@ def _check_args(a):
     if a['opt'] not in (None,'lars','adam'): raise ValueError(f"`opt` must be 'lars' or 'adam', got {a['opt']!r}: for another optimiser pass `opt_func` and `lr` to `byol_learner`")
     for k in ('tau','tau_end'):
         if a[k] is not None: check_tau(a[k], k)
-    mlp_head(8, 8, 8, a['norm']) # says what norms there are
+    if a['norm']!='preset': mlp_head(8, 8, 8, a['norm']) # says what norms there are
     for k in ('lr','base_lr','eta','pred_lr_mult'):
         if a[k] is not None and not 0<a[k]<math.inf: raise ValueError(f"`{k}` must be above 0, got {a[k]!r}")
     if a['lr'] is not None and a['base_lr'] is not None: raise ValueError("Give one of `lr` and `base_lr`: lr = base_lr · effective batch / 256")
@@ -254,14 +257,17 @@ def _resolve(args):
     _check_args(a)
     def put(k, val, s): v[k],src[k] = val,s
     def pick(k): # yours, or the preset's, or the default
-        if a.get(k) is not None: return a[k],told.get(k, 'yours')
+        yours = a[k]!='preset' if k=='norm' else a.get(k) is not None
+        if yours: return a[k],told.get(k, 'yours')
         o = chosen.get(k) or _defaults[k]
         return o(a['epochs']) if callable(o) else o
     at_once = a['bs']*ifnone(a['processes'], num_distrib() or 1)
     n_steps = (a['n_items'] or 0)//(a['effective_bs'] or at_once)*a['epochs']
-    put('preset', *((a['preset'],told.get('preset', 'yours')) if a['preset'] else _choose_preset(a['n_items'], a['size'], n_steps)))
+    put('preset', *((a['preset'],told.get('preset', 'yours')) if a['preset'] else _choose_preset(a['n_items'], a['size'], n_steps, a['opt'])))
     chosen = dict(presets[v['preset']][1])
     put('opt', *pick('opt'))
+    if 'opt' in chosen and v['opt']!=chosen['opt'][0] and a['lr'] is None and a['base_lr'] is None:
+        raise ValueError(f"The preset {v['preset']!r} is made for {chosen['opt'][0]!r}, and its learning rate is not one for {v['opt']!r}: give `base_lr` (and `wd`), too, or another preset")
     if v['opt']=='adam' and 'opt' not in chosen: chosen.update(_adam)
     for k in ('epochs','n_items','bs'): put(k, a[k], told.get(k, 'yours') if a[k] is not None else 'not given')
     put('size', a['size'], told.get('size', 'yours') if args['size'] else 'default')
@@ -278,8 +284,7 @@ def _resolve(args):
     put('tau', *pick('tau'))
     # the target averages over 1/(1-tau) steps: of DeepMind's runs never over more than 1/148
     if a['tau'] is None and steps and v['tau']>1-100/steps: put('tau', max(.5, 1-100/steps), f"ours: averages over 1/100 of {steps:,} steps, not over {1/(1-v['tau']):.0f}")
-    for k in ('tau_end','pred_lr_mult','small_stem','blur'): put(k, *pick(k))
-    put('norm', a['norm'], 'the paper' if a['norm']=='batch' else 'yours')
+    for k in ('tau_end','pred_lr_mult','small_stem','blur','norm'): put(k, *pick(k))
     for k,o in a['_own'].items():
         for gone in dict(opt=('eta','trust_clip','mom'), views=('blur',)).get(k, ()): v.pop(gone, None)
         put(k, o, 'yours')
@@ -310,7 +315,7 @@ def recipe(
     effective_bs:int=None, # images per optimiser step, over several batches and all processes; None: one batch of each
     processes:int=None, # processes that train together; None: as many as run
     pretrained:bool=None, # start from published weights, with a tenth of the learning rate?
-    norm:str|None='batch', # norm of the heads: 'batch', 'group' (with weight standardisation: arXiv:2010.10241), 'layer' or None
+    norm:str|None='preset', # norm of the heads: 'batch', 'group' (with weight standardisation: arXiv:2010.10241), 'layer' or None (no norm); the preset's is 'batch' for all but 'short'
     small_stem:bool=None, # resnets: stem for images of about 32 pixels?
     blur:bool=None, # blur the views?
     base_lr:float=None, # learning rate at an effective batch of 256

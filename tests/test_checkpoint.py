@@ -4,6 +4,8 @@ import io, signal, subprocess, sys, time
 from contextlib import redirect_stdout
 from timm.optim import Lars
 from fastai.callback.training import GradientAccumulation
+from fastai.callback.fp16 import AMPMode, MixedPrecision
+from fastbyol import precision as precision_module
 from fastbyol.checkpoint import _chance
 
 class Stop(Callback):
@@ -120,6 +122,22 @@ def test_the_scaler_goes_on(tmp_path):
     def mk(**kw): l = make(**kw); l.scales = []; return l
     whole,again = whole_and_resumed(tmp_path, cbs=Scaled, make=mk)
     assert again.last==whole.last and again.scales==whole.scales[-len(again.scales):] and len(again.scales)==8
+
+@pytest.mark.parametrize('asked,then', [('auto','bf16'),('fp32','fp32')]) # what you ask for wins
+def test_a_measured_precision_goes_on(tmp_path, monkeypatch, asked, then):
+    def learner(found, precision):
+        monkeypatch.setattr(precision_module, 'quickest', lambda secs: found)
+        return make(cbs=CheckpointCallback(tmp_path/'c')).set_precision(precision)
+    learn = learner('bf16', 'auto'); flat(learn, 1)
+    again = resume(learner('channels_last', asked), tmp_path/'c')
+    assert learn.precision=='bf16' and again.precision==then and [o.amp_mode for o in again.cbs.filter(risinstance(MixedPrecision))]==[AMPMode.BF16][:then=='bf16']
+    flat(again, 2)
+
+def test_a_precision_that_is_not_here_is_told(tmp_path, monkeypatch):
+    learn = make(cbs=CheckpointCallback(tmp_path/'c')); learn.precision = 'tf32'; flat(learn, 1)
+    monkeypatch.setattr(precision_module, 'quickest', lambda secs: 'fp32')
+    with pytest.warns(UserWarning, match='began in tf32, and goes on in fp32.*needs a GPU'): again = resume(make().set_precision('auto'), tmp_path/'c')
+    assert again.precision=='fp32'
 
 # --- other callbacks
 

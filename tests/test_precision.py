@@ -2,6 +2,7 @@
 from conftest import *
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.channelslast import ChannelsLast
+from torch.utils._python_dispatch import TorchDispatchMode
 import fastbyol.precision as P
 
 def learner(precision, n=24, size=32, cbs=None, arch='resnet18'):
@@ -121,3 +122,23 @@ def test_a_gpu_has_what_its_generation_has(monkeypatch):
     for ampere,names in ((True,['fp32','channels_last','tf32','bf16']), (False,['fp32','channels_last'])):
         monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda **kw: ampere); assert P._has(cuda)==names
     assert P._has(cpu)==['fp32','channels_last','bf16']
+
+class Casts(TorchDispatchMode):
+    "Counts the casts of weight `p`"
+    def __init__(self, p): super().__init__(); self.p,self.n = p.data_ptr(),0
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        if f is torch.ops.aten._to_copy.default and args[0].data_ptr()==self.p: self.n += 1
+        return f(*args, **(kwargs or {}))
+
+def test_both_views_share_one_cast_of_the_targets_weights_which_stay_without_gradient():
+    m = small_byol(); w = conv_weight(m.target['body']); vs = torch.rand(2,4,3,16,16)
+    plain = m.targets(*vs)
+    with torch.autocast('cpu', torch.bfloat16):
+        with Casts(w) as c: a = m.targets(*vs)
+        assert c.n==1 and not a.requires_grad and not any(o.requires_grad for o in m.target.parameters())
+        with torch.no_grad(): w.mul_(2.)
+        assert not torch.equal(m.targets(*vs), a) # the next call casts anew
+        m.predictor(m.project(vs[0])).sum().backward(); assert conv_weight(m.body).grad is not None # the online network's casts have a gradient
+        w.data = torch.ones(1)
+        with pytest.raises(RuntimeError): m.targets(*vs)
+    assert (plain-a.float()).abs().max()<.1 and not any(o.requires_grad for o in m.target.parameters())
