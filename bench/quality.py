@@ -2,7 +2,7 @@
 
     python -m bench quality FOLDER                                                    # ten minutes each, three seeds
     python -m bench quality FOLDER --only 'fastbyol;fastbyol, views of kornia' --epochs 3 --seconds 0     # the same number of epochs
-    python -m bench quality FOLDER --only 'fastbyol;fastbyol, LARS' --epochs 5 --seconds 0                # another recipe
+    python -m bench quality FOLDER --only 'fastbyol;fastbyol, opt=lars;fastbyol, lr=1e-3, tau=.95' --epochs 5 --seconds 0 # other numbers in its recipe
 
 FOLDER holds train/ and val/ with a folder per class, such as Imagenette's. A ResNet-18 begins with random weights and is pretrained on train/,
 labels unseen, by each library with its own documented pipeline and settings; then the photos of val/ are classified by
@@ -10,6 +10,7 @@ their nearest neighbours in train/. The time begins when the library is handed t
 a schedule needs them, follow from a few steps timed beforehand. Seeds run one after another, the contestants in turns.
 """
 import logging, statistics, sys, time, warnings
+from ast import literal_eval
 from functools import partial
 from json import loads
 from pathlib import Path
@@ -22,12 +23,10 @@ from fastbyol.all import byol_views, eval_mode, find_images, knn_predict, labell
 from bench.contestants import Stop, registry
 from bench.timing import setting, table, write
 
-settings = { # how `train` is called
+settings = { # how `train` is called; 'fastbyol, lr=1e-3, tau=.95' is known, too: arguments of `recipe`
     'random weights': {},
     'fastbyol': {},
     'fastbyol, views of kornia': dict(views=partial(byol_views, fused=False)),
-    'fastbyol, LARS': dict(opt='lars'),
-    'fastbyol, batch norm in the heads': dict(norm='batch'),
     'lightly': {},
     'byol-pytorch': {},
 }
@@ -57,8 +56,18 @@ def features(body, stats, dl):
     with eval_mode(body): res = [(pool_features(body((x-mean)/std)), y) for x, y in dl.new(shuffle=False, drop_last=False)]
     return tuple(torch.cat([torch.as_tensor(o[i]).as_subclass(torch.Tensor) for o in res]) for i in range(2))
 
+def arguments(nm):
+    "How `train` is called for `nm`; None where there is no such contestant"
+    if nm in settings: return dict(settings[nm])
+    base, *numbers = nm.split(', ')
+    if base!='fastbyol' or not all('=' in o for o in numbers): return None
+    def value(o):
+        try: return literal_eval(o)
+        except ValueError: return o # a word
+    return {k: value(v) for k, v in (o.split('=', 1) for o in numbers)}
+
 def run(nm, files, size, bs, epochs, tick, workers):
-    kw = dict(settings[nm])
+    kw = arguments(nm)
     if 'views' in kw: kw['views'] = kw['views'](size)
     return registry[nm.split(',')[0]]().train(files, size, bs, epochs, tick, workers, **kw)
 
@@ -80,7 +89,7 @@ def main(
     warnings.filterwarnings('ignore'); logging.disable(logging.WARNING)
     if threads: torch.set_num_threads(threads)
     names = only.split(';')
-    if set(names)-set(settings): sys.exit(f"Contestants are {', '.join(settings)}, got {only}")
+    if any(arguments(o) is None for o in names): sys.exit(f"Contestants are {'; '.join(settings)}; and fastbyol, NUMBER=VALUE, …; got {only}")
     if not seconds and not epochs: sys.exit('Give `--seconds` or `--epochs`')
     files = {o: find_images(f'{folder}/{o}') for o in ('train', 'val')}
     dls = labelled_loaders(files['train'], files['val'], size)

@@ -241,7 +241,7 @@ def pretrain(
     arch:str='resnet50', # timm name of the body
     epochs:int=100, # epochs to train
     out:str='byol', # folder for checkpoints, log, curves and body.safetensors; a run that is there goes on
-    preset:str=None, # recipe: imagenet, imagenette, small_data, cifar, small_batch, warm_start or vit; by the data when left out
+    preset:str=None, # recipe: imagenet, imagenette, short, small_data, cifar, small_batch, warm_start or vit; by the data when left out
     bs:int=None, # images per batch in each process; 256, or less for few images, when left out
     size:int=224, # side of the views in pixels
     opt:str=None, # lars or adam; the recipe's when left out
@@ -250,7 +250,7 @@ def pretrain(
     tau:float=None, # weight kept on the target at the start, in [0,1]; the recipe's when left out
     warmup:float=None, # epochs of warm-up; the recipe's when left out
     effective_bs:int=None, # images per step, over several batches and all processes
-    norm:str='preset', # norm of the heads: batch, group, layer, or the preset's
+    norm:str='batch', # norm of the heads: batch, group or layer
     n_in:int=3, # channels of the images: 1, 3 or 4
     pretrained:bool=False, # start from the published weights of the body
     small_stem:bool=False, # stem of resnets for images of about 32 pixels

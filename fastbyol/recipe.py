@@ -156,12 +156,12 @@ def _deepmind(
 # %% ../nbs/06_recipe.ipynb #61d1f2b7
 _nette,_solo,_moco = "DeepMind's Imagenette setup","solo-learn's CIFAR-10 recipe","MoCo v3's ViT recipe"
 _few = f"ours: {_solo}, which learns in few steps"
-_short = 'ours: measured, see below'
+_short = 'ours: tried on a ResNet-18'
 # name -> (for what, number -> (value, where it comes from)); a number that is missing has the default below
 presets = {
     'imagenet':    ('100,000 images and more', {k:partial(_deepmind, k) for k in _tables}),
     'imagenette':  ('5,000 to 100,000 images', dict(base_lr=(2., _nette), wd=(1e-6, _nette), tau=(.996, _nette))),
-    'short':       ('fewer than 2,000 optimiser steps', dict(opt=('adam', _short), base_lr=(4e-3, _short), wd=(.01, _short), mom=(.9, _short), tau=(.99, _short), norm=('group', _short))),
+    'short':       ('fewer than 2,000 optimiser steps', dict(opt=('adam', _short), base_lr=(2.4e-3, _short), wd=(.01, "fastai's default"), mom=(.9, "torch's default"), tau=(.8, _short))),
     'small_data':  ('fewer than 5,000 images; with LARS also fewer than 2,000 steps', dict(base_lr=(1., _few), wd=(1e-5, _few), tau=(.99, _few), eta=(.02, _few), trust_clip=(True, _few))),
     'cifar':       ('images of 40 pixels and less', dict(base_lr=(1., _solo), wd=(1e-5, _solo), tau=(.99, _solo), eta=(.02, _solo), trust_clip=(True, _solo),
                     small_stem=(True, _solo), blur=(False, _solo))),
@@ -171,7 +171,7 @@ presets = {
 }
 # for any preset with Adam in the place of LARS; and numbers that a preset need not name
 _adam = dict(base_lr=(4e-3, "ours: fastai's default of 1e-3 at a batch of 64"), wd=(.01, "fastai's default"), mom=(.9, "torch's default"))
-_defaults = dict(opt=('lars','the paper'), mom=(.9, 'DeepMind'), eta=(1e-3, 'DeepMind'), trust_clip=(False, 'DeepMind'), tau_end=(1., 'the paper'), pred_lr_mult=(1., 'the paper'), norm=('batch', 'the paper'),
+_defaults = dict(opt=('lars','the paper'), mom=(.9, 'DeepMind'), eta=(1e-3, 'DeepMind'), trust_clip=(False, 'DeepMind'), tau_end=(1., 'the paper'), pred_lr_mult=(1., 'the paper'),
                  small_stem=(False, 'default'), blur=(True, 'the paper'), pretrained=(False, 'default'))
 
 # %% ../nbs/06_recipe.ipynb #972491cb
@@ -236,7 +236,7 @@ def _check_args(a):
     if a['opt'] not in (None,'lars','adam'): raise ValueError(f"`opt` must be 'lars' or 'adam', got {a['opt']!r}: for another optimiser pass `opt_func` and `lr` to `byol_learner`")
     for k in ('tau','tau_end'):
         if a[k] is not None: check_tau(a[k], k)
-    if a['norm']!='preset': mlp_head(8, 8, 8, a['norm']) # says what norms there are
+    mlp_head(8, 8, 8, a['norm']) # says what norms there are
     for k in ('lr','base_lr','eta','pred_lr_mult'):
         if a[k] is not None and not 0<a[k]<math.inf: raise ValueError(f"`{k}` must be above 0, got {a[k]!r}")
     if a['lr'] is not None and a['base_lr'] is not None: raise ValueError("Give one of `lr` and `base_lr`: lr = base_lr · effective batch / 256")
@@ -257,8 +257,7 @@ def _resolve(args):
     _check_args(a)
     def put(k, val, s): v[k],src[k] = val,s
     def pick(k): # yours, or the preset's, or the default
-        yours = a[k]!='preset' if k=='norm' else a.get(k) is not None
-        if yours: return a[k],told.get(k, 'yours')
+        if a.get(k) is not None: return a[k],told.get(k, 'yours')
         o = chosen.get(k) or _defaults[k]
         return o(a['epochs']) if callable(o) else o
     at_once = a['bs']*ifnone(a['processes'], num_distrib() or 1)
@@ -284,7 +283,8 @@ def _resolve(args):
     put('tau', *pick('tau'))
     # the target averages over 1/(1-tau) steps: of DeepMind's runs never over more than 1/148
     if a['tau'] is None and steps and v['tau']>1-100/steps: put('tau', max(.5, 1-100/steps), f"ours: averages over 1/100 of {steps:,} steps, not over {1/(1-v['tau']):.0f}")
-    for k in ('tau_end','pred_lr_mult','small_stem','blur','norm'): put(k, *pick(k))
+    for k in ('tau_end','pred_lr_mult','small_stem','blur'): put(k, *pick(k))
+    put('norm', a['norm'], 'the paper' if a['norm']=='batch' else 'yours')
     for k,o in a['_own'].items():
         for gone in dict(opt=('eta','trust_clip','mom'), views=('blur',)).get(k, ()): v.pop(gone, None)
         put(k, o, 'yours')
@@ -315,7 +315,7 @@ def recipe(
     effective_bs:int=None, # images per optimiser step, over several batches and all processes; None: one batch of each
     processes:int=None, # processes that train together; None: as many as run
     pretrained:bool=None, # start from published weights, with a tenth of the learning rate?
-    norm:str|None='preset', # norm of the heads: 'batch', 'group' (with weight standardisation: arXiv:2010.10241), 'layer' or None (no norm); the preset's is 'batch' for all but 'short'
+    norm:str|None='batch', # norm of the heads: 'batch', 'group' (with weight standardisation: arXiv:2010.10241), 'layer' or None
     small_stem:bool=None, # resnets: stem for images of about 32 pixels?
     blur:bool=None, # blur the views?
     base_lr:float=None, # learning rate at an effective batch of 256

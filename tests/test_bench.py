@@ -84,3 +84,8 @@ def test_quality_and_folder_run(tmp_path, photos):
     assert 'kNN' in out and 0<=json.loads((tmp_path/'q.json').read_text())['runs']['fastbyol'][0]['accuracy']<=1
     assert 'images/s' in bench('folder', photos, '--size', 16, '--bs', 4, '--repeats', 1, '--epochs', 2, '--only', 'fastbyol')
     assert 'at 16 pixels' in bench('views', '--sizes', '16', '--bs', 4, '--batches', 1, '--repeats', 1)
+
+def test_the_numbers_of_a_recipe_follow_the_name():
+    from bench.quality import arguments
+    assert arguments('fastbyol, lr=1e-3, opt=lars, norm=None')==dict(lr=1e-3, opt='lars', norm=None) and arguments('fastbyol')==arguments('lightly')=={}
+    assert arguments('lightly, lr=1')==arguments('fastbyol, fast')==arguments('nobody')==None and 'views' in arguments('fastbyol, views of kornia')

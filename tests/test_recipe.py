@@ -230,7 +230,14 @@ def test_imagenette_is_deepminds_setup():
 @pytest.mark.parametrize('n,size,want', [(None,224,'imagenet'), (100_000,64,'imagenet'), (99_999,64,'imagenette'), (4_999,64,'small_data'), (50_000,32,'cifar'), (None,40,'cifar')])
 def test_the_preset_follows_from_images_and_size(n, size, want): assert recipe(100, 64, n, size).preset==want
 def test_a_run_of_few_steps_takes_the_preset_for_few_steps():
-    assert [recipe(e, 256, 9469, 128).preset for e in (55,56)]==['small_data','imagenette'] and recipe(20, 64, 9469, 128, effective_bs=256).preset=='small_data'
+    assert [recipe(e, 256, 9469, 128).preset for e in (55,56)]==['short','imagenette'] and recipe(20, 64, 9469, 128, effective_bs=256).preset==recipe(20, 64, 500, 128).preset=='short'
+    r = recipe(20, 64, 500, 128, opt='lars'); assert (r.preset,r.eta)==('small_data',.02) # LARS has its own for few steps
+    r = recipe(20, 64, 500, 128); assert r.opt=='adam' and r.lr==pytest.approx(r.base_lr/4) and 'eta' not in r.values
+
+@pytest.mark.parametrize('preset,opt', [('vit','lars'), ('short','lars')])
+def test_a_rate_for_another_optimiser_is_refused(preset, opt):
+    with pytest.raises(ValueError, match=f"'{preset}' is made for 'adam'.*not one for '{opt}'.*base_lr"): recipe(100, 64, preset=preset, opt=opt)
+    assert recipe(100, 256, preset=preset, opt=opt, base_lr=.3).lr==recipe(100, 256, preset=preset, opt=opt, lr=.3).lr==.3
 
 def test_the_rate_goes_with_the_images_of_a_step():
     for bs,eff,procs in ((64,None,1), (64,256,1), (32,256,4), (256,4096,16)):
