@@ -104,6 +104,7 @@ def fit_byol(self:Learner,
             old = r
             self.recipe = r = r.replace(**new, **(dict(base_lr=None) if 'lr' in new else {}))
             if (cb.tau,cb.tau_end)==(old.tau,old.tau_end): cb.tau,cb.tau_end = r.tau,r.tau_end # unless they have been set by hand
+            if any(r.get(k)!=old.get(k) for k in ('opt','mom','eta','trust_clip')): self.opt_func,self.opt = r.opt_func,None # a run of another length may take another preset
         epochs,lr,warmup,wd = r.epochs,ifnone(lr, r.lr),r.warmup,r.wd
     check_counts(epochs=epochs)
     if not 0<=start_epoch<epochs: raise ValueError(f"`start_epoch` must be below the {epochs} epochs of the whole run, got {start_epoch}")

@@ -295,6 +295,17 @@ def test_a_learner_follows_the_recipe():
     assert (learn.lr,learn.wd,learn.byol.tau,learn.byol.tau_end)==(r.lr,r.wd,r.tau,1.) and learn.gradient_accumulation.n_acc==16 and isinstance(learn.model.projector[1], nn.LayerNorm)
     learn.fit_byol(); assert len(learn.byol.taus)==r.steps==6 and isinstance(learn.opt.opt, timm.optim.Lars) and learn.opt.lr_mults==[1.,10.]
 
+class AtOnce(Callback):
+    "Ends a fit before its first batch"
+    def before_train(self): raise CancelFitException
+def test_a_run_of_another_length_takes_the_optimiser_of_its_preset():
+    learn = hush(byol_learner(image_dls(noise(32,48)), conv_body(), recipe=recipe(4, 8), views=(same,mirror), cbs=AtOnce(), **quick))
+    learn.fit_byol(); first = learn.opt; assert learn.recipe.preset=='short' and isinstance(first.opt, torch.optim.AdamW)
+    learn.fit_byol(5); assert learn.opt is first # of the same kind: it keeps what it has learned
+    learn.fit_byol(1000); assert learn.recipe.preset=='small_data' and isinstance(learn.opt.opt, timm.optim.Lars) and learn.opt.hypers[0]['lr']==pytest.approx(learn.recipe.lr)
+    learn = hush(byol_learner(image_dls(noise(32,48)), conv_body(), recipe=recipe(4, 8, lr=.1), opt_func=SGD, views=(same,mirror), cbs=AtOnce(), **quick))
+    learn.fit_byol(1000); assert learn.opt_func is SGD and isinstance(learn.opt, Optimizer)
+
 def test_what_is_passed_besides_wins():
     learn = byol_learner(image_dls(noise(32,48)), 'resnet18', recipe=recipe(4, 8), lr=.3, wd=.2, tau=.5, norm=None, small_stem=True, opt_func=SGD, views=(same,mirror), cbs=GradientAccumulation(24), **quick)
     assert (learn.lr,learn.wd,learn.byol.tau,learn.byol.views,learn.opt_func)==(.3,.2,.5,(same,mirror),SGD) and learn.model.spec.small_stem and isinstance(learn.model.projector[1], nn.Identity)
