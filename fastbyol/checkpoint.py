@@ -401,7 +401,7 @@ def _newest(folder):
 
 def _go_on_in(learn, precision):
     "Where `precision='auto'` measures anew and comes to another answer than the run began with, the run's holds"
-    if precision in (None, learn.precision) or not getattr(learn, 'precision_measured', False): return
+    if not getattr(learn, 'precision_measured', False) or precision in (None, learn.precision): return
     try: learn.set_precision(precision)
     except ValueError as e: warn(f"The run began in {precision}, and goes on in {learn.precision}, not bit by bit the same: {e}")
 
@@ -419,7 +419,7 @@ def resume(self:Learner,
     model = online_model(self.model)
     load_strict(model, st['model'], str(file))
     if hasattr(model, 'view_size'): model.view_size = st['view_size']
-    if hasattr(self, 'precision'): _go_on_in(self, st.get('precision'))
+    _go_on_in(self, st.get('precision'))
     if hasattr(self, 'recorder'): _load_recorder(self.recorder, st['recorder'])
     self.remove_cbs([_PassOver,_PutBack])
     over = _PassOver(file)

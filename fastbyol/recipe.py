@@ -157,11 +157,13 @@ def _deepmind(
 _nette,_solo,_moco = "DeepMind's Imagenette setup","solo-learn's CIFAR-10 recipe","MoCo v3's ViT recipe"
 _few = f"ours: {_solo}, which learns in few steps"
 _short = 'ours: tried on a ResNet-18'
+# for any preset with Adam in the place of LARS
+_adam = dict(base_lr=(4e-3, "ours: fastai's default of 1e-3 at a batch of 64"), wd=(.01, "fastai's default"), mom=(.9, "torch's default"))
 # name -> (for what, number -> (value, where it comes from)); a number that is missing has the default below
 presets = {
     'imagenet':    ('100,000 images and more', {k:partial(_deepmind, k) for k in _tables}),
     'imagenette':  ('5,000 to 100,000 images', dict(base_lr=(2., _nette), wd=(1e-6, _nette), tau=(.996, _nette))),
-    'short':       ('fewer than 2,000 optimiser steps', dict(opt=('adam', _short), base_lr=(2.4e-3, _short), wd=(.01, "fastai's default"), mom=(.9, "torch's default"), tau=(.8, _short))),
+    'short':       ('fewer than 2,000 optimiser steps', dict(_adam, opt=('adam', _short), base_lr=(2.4e-3, _short), tau=(.8, _short))),
     'small_data':  ('fewer than 5,000 images; with LARS also fewer than 2,000 steps', dict(base_lr=(1., _few), wd=(1e-5, _few), tau=(.99, _few), eta=(.02, _few), trust_clip=(True, _few))),
     'cifar':       ('images of 40 pixels and less', dict(base_lr=(1., _solo), wd=(1e-5, _solo), tau=(.99, _solo), eta=(.02, _solo), trust_clip=(True, _solo),
                     small_stem=(True, _solo), blur=(False, _solo))),
@@ -169,8 +171,7 @@ presets = {
     'warm_start':  ('weights of ImageNet to start from', dict(base_lr=(2., _nette), wd=(1e-6, _nette), tau=(.996, _nette), pretrained=(True, 'the preset'))),
     'vit':         ('vision transformers', dict(opt=('adam', _moco), base_lr=(1.5e-4, _moco), wd=(.1, _moco), tau=(.99, _moco), warmup=(40., _moco))),
 }
-# for any preset with Adam in the place of LARS; and numbers that a preset need not name
-_adam = dict(base_lr=(4e-3, "ours: fastai's default of 1e-3 at a batch of 64"), wd=(.01, "fastai's default"), mom=(.9, "torch's default"))
+# numbers that a preset need not name
 _defaults = dict(opt=('lars','the paper'), mom=(.9, 'DeepMind'), eta=(1e-3, 'DeepMind'), trust_clip=(False, 'DeepMind'), tau_end=(1., 'the paper'), pred_lr_mult=(1., 'the paper'),
                  small_stem=(False, 'default'), blur=(True, 'the paper'), pretrained=(False, 'default'))
 
