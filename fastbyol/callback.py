@@ -202,22 +202,28 @@ class BYOLCallback(Callback):
 
     def after_loss(self):
         # of several processes one alone may not stop: the others would wait for it. `before_step` sees what all of them see
-        if self.training and not num_distrib() and not self.loss.isfinite(): self._stop(f"The loss is {self.loss.item()}")
+        if self.training and num_distrib()<2 and not self.loss.isfinite(): self._stop(f"The loss is {self.loss.item()}")
 
     def before_step(self):
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         if grads and not nn.utils.get_total_norm(grads).isfinite(): self._stop("The gradient is not finite")
 
+    def _restore_buffers(self):
+        if not self._bufs[0]: return
+        with torch.no_grad(): torch._foreach_copy_(*self._bufs)
+
     def _stop(self, what):
         self.opt.zero_grad()
-        if self._bufs[0]:
-            with torch.no_grad(): torch._foreach_copy_(*self._bufs)
+        self._restore_buffers()
         if hasattr(self.learn, 'lr_finder'): raise CancelFitException() # it looks for the lr at which this happens
+        for cb in self.learn.cbs: getattr(cb, 'restore_kernels', noop)() # `GPUKernels`: after an error fastai calls no `after_fit`
         raise FloatingPointError(f"{what} at epoch {self.epoch}, batch {self.iter}: training stopped before the step, and the weights are those from before it. "
             "Likely causes: a learning rate that is too high (lower it, or warm up for longer), float16 overflow (use `to_bf16`), "
             "or images with NaN (look at your transforms)")
 
-    def after_cancel_step(self): self._cancelled = True
+    def after_cancel_step(self):
+        self._cancelled = True
+        if not self.loss.isfinite(): self._restore_buffers() # of several processes with float16, whose scaler leaves such a step out
 
     def after_step(self):
         # fastai fires this after a cancelled step, too (float16 overflow); under accumulation it does not come here at all

@@ -26,41 +26,72 @@ class Precision(MixedPrecision):
     "fastai's `MixedPrecision` on any device: bfloat16 works on a CPU as well"
     name = 'mixed_precision' # under which `MixedPrecision` is found in a learner
     def before_fit(self):
+        other = first(o for o in self.learn.cbs if isinstance(o, MixedPrecision) and o is not self)
+        if other is not None: return self._make_way(other)
         dev = first(self.model.parameters()).device.type
         # what follows a fit with the learning rate finder finds the state of the one before
         if dev=='cuda': return super().before_fit()
         if self.amp_mode!=AMPMode.BF16: raise ValueError(f"float16 needs a GPU, and the model is on the {dev}: use 'bf16' or 'fp32'")
         self.autocast,self.learn.scaler,self.scales = torch.autocast(dev, torch.bfloat16),GradScaler(dev, enabled=False),L()
 
+    def _make_way(self, other):
+        "For `to_fp16`, say, which came later: two would unscale the gradients twice"
+        learn = self.learn
+        learn.remove_cb(self)
+        learn.mixed_precision,learn.precision = other,AMPMode(other.amp_mode).value
+
 # %% ../nbs/05a_precision.ipynb #8f9e392c
+def _per_op():
+    "What has a float32 setting of its own since torch 2.9"
+    b = torch.backends
+    return [b.cudnn.conv,b.cudnn.rnn,b.cuda.matmul,b.mkldnn.matmul] if hasattr(b.cudnn, 'conv') else []
+
+def _get_kernels():
+    "How kernels are chosen, and float32 products made, in this process"
+    conv = torch.backends.cudnn
+    try: whole = conv.allow_tf32,torch.get_float32_matmul_precision()
+    except RuntimeError: whole = None # where a setting per operation says something else, torch refuses to read these
+    return conv.benchmark,whole,[o.fp32_precision for o in _per_op()]
+
+def _set_kernels(benchmark, whole, per_op):
+    torch.backends.cudnn.benchmark = benchmark
+    if whole:
+        torch.backends.cudnn.allow_tf32 = whole[0]
+        torch.set_float32_matmul_precision(whole[1])
+    for o,v in zip(_per_op(), per_op): o.fp32_precision = v
+
+def _use_kernels(tf32):
+    "Set them, and return what they were"
+    old = _get_kernels()
+    # the settings that are in use here: where the older ones can be read, compilers read them
+    if old[1]: _set_kernels(True, (tf32,'high' if tf32 else 'highest'), [])
+    else: _set_kernels(True, None, ['tf32' if tf32 else 'ieee']*len(old[2]))
+    return old
+
 @contextmanager
 def gpu_kernels(
     tf32:bool=False, # TF32 for float32 products?
 ):
     "Within the context cuDNN chooses its kernels by trial, and float32 is TF32 or is not; afterwards all is as before"
-    conv,old = torch.backends.cudnn,(torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
-    try:
-        conv.benchmark,conv.allow_tf32 = True,tf32
-        torch.set_float32_matmul_precision('high' if tf32 else 'highest')
-        yield
-    finally:
-        conv.benchmark,conv.allow_tf32 = old[:2]
-        torch.set_float32_matmul_precision(old[2])
+    old = _use_kernels(tf32)
+    try: yield
+    finally: _set_kernels(*old)
 
 class GPUKernels(Callback):
     "`gpu_kernels` while fitting"
     order = MixedPrecision.order-1
     def __init__(self,
         tf32:bool=False # TF32 for float32 products?
-    ): self.tf32,self._on = tf32,None
+    ): self.tf32,self._old = tf32,None
     def before_fit(self):
-        self.after_fit() # an error may have ended the fit before
-        self._on = gpu_kernels(self.tf32)
-        self._on.__enter__()
-    def after_fit(self):
-        if self._on is not None: self._on.__exit__(None, None, None)
-        self._on = None
-    def __getstate__(self): return {**self.__dict__, '_on':None}
+        self.restore_kernels() # an error may have ended the fit before
+        self._old = _use_kernels(self.tf32)
+    def after_fit(self): self.restore_kernels()
+    def restore_kernels(self):
+        "Put back what was before; `BYOLCallback` calls it, too, where it stops a run"
+        if self._old is not None: _set_kernels(*self._old)
+        self._old = None
+    def __getstate__(self): return {**self.__dict__, '_old':None}
 
 # %% ../nbs/05a_precision.ipynb #bcad8868
 ways = dict(fp32=dict(), channels_last=dict(channels_last=True), tf32=dict(channels_last=True, tf32=True), bf16=dict(channels_last=True, bf16=True))
@@ -90,7 +121,7 @@ def measure_ways(
     names:list=None, # of `ways`; None: those that the device has
     turns:int=3, # at most, after one to warm up
     budget:float=3., # seconds for the turns; at least one is taken
-    idle:float=.02, # a pass of fewer seconds is not worth the trouble
+    idle:float=.02, # a pass of fewer seconds is not worth the trouble; 0 to measure in any case
 )->dict: # seconds of a pass, by name; only that of 'fp32' where it is idle
     "Time a forward and a backward pass of `body` in several ways"
     names = names or _has(x.device)
@@ -103,9 +134,10 @@ def measure_ways(
                 if i==1: start = time.perf_counter()
                 for nm in names:
                     body.to(memory_format=torch.channels_last if ways[nm].get('channels_last') else torch.contiguous_format)
-                    s = _pass(body, x, **ways[nm])
+                    try: s = _pass(body, x, **ways[nm])
+                    except torch.OutOfMemoryError: s = math.inf # another way may need less
                     if i: secs[nm].append(s)
-                    elif nm=='fp32' and (s:=min(s, _pass(body, x, **ways[nm])))<idle: return {nm:s}
+                    elif nm=='fp32' and s<math.inf and (s:=min(s, _pass(body, x, **ways[nm])))<idle: return {nm:s}
         finally: body.to(memory_format=torch.contiguous_format)
     return {k:min(v) for k,v in secs.items()}
 
@@ -118,14 +150,15 @@ def quickest(
     return best if 'fp32' not in secs or secs[best]<(1-gain)*secs['fp32'] else 'fp32'
 
 # %% ../nbs/05a_precision.ipynb #a945c5bb
-def _some_images(learn, n=16):
-    "Images of the size of the views, on the model's device"
+def _some_images(learn):
+    "Noise of the size of the views, on the model's device: as many as in a batch on a GPU, on a CPU fewer"
     model,cb = online_model(learn.model),first(o for o in learn.cbs if isinstance(o, BYOLCallback))
     x = to_unit(first_image(learn.dls), find_normalize(learn.dls))
     if cb is not None:
         with fixed_rng(0): x = make_views(cb._views(x), x)[0]
-    n = max(2, min(n, dl_bs(learn.dls.train) or n, 2**18//(x.shape[-1]*x.shape[-2]))) # 16 at 128 pixels, 5 at 224
-    return torch.rand(n, *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(first(model.parameters()).device)
+    dev,n = first(model.parameters()).device,dl_bs(learn.dls.train) or 16
+    if dev.type!='cuda': n = min(n, 16, 2**18//(x.shape[-1]*x.shape[-2])) # 16 at 128 pixels, 5 at 224
+    return torch.rand(max(n, 2), *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(dev)
 
 def check_precision(
     precision:str, # 'auto', 'fp32', 'channels_last', 'tf32', 'bf16' or 'fp16'
@@ -142,18 +175,21 @@ def set_precision(self:Learner,
 )->Learner: # itself
     "Train in `precision`, in the layout that goes with it; `self.precision` says which it is"
     model,dev = online_model(self.model),torch.device(self.dls.device or 'cpu')
+    own = first(o for o in self.cbs if isinstance(o, MixedPrecision) and not isinstance(o, Precision))
+    kw = own.kwargs if own else {}
+    if precision=='auto' and own: precision = AMPMode(own.amp_mode).value # fastai's, which is as good as a name
     check_precision(precision, dev)
     self.precision_measured = precision=='auto' # then a run that goes on keeps to what it began with
     if precision=='auto':
         model.to(dev)
         # of several processes each would measure for itself, and could come to another answer
         if num_distrib()>1: precision = 'bf16' if dev.type=='cuda' and torch.cuda.is_bf16_supported(including_emulation=False) else 'fp32'
-        else: precision = quickest(measure_ways(model.body, _some_images(self))) if dev.type in ('cpu','cuda') else 'fp32'
+        else: precision = quickest(measure_ways(model.body, _some_images(self), idle=.02 if dev.type=='cpu' else 0.)) if dev.type in ('cpu','cuda') else 'fp32'
     self.remove_cbs([MixedPrecision,ChannelsLast,GPUKernels])
     if dev.type=='cuda': self.add_cb(GPUKernels(precision=='tf32'))
     if precision=='fp32': model.to(memory_format=torch.contiguous_format)
     else: self.add_cb(ChannelsLast())
-    if precision in ('bf16','fp16'): self.add_cb(Precision(precision))
+    if precision in ('bf16','fp16'): self.add_cb(Precision(precision, **kw))
     self.precision = precision
     return self
 

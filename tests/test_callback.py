@@ -499,6 +499,18 @@ def test_a_nan_loss_stops_before_the_step_and_keeps_weights_and_statistics(cbs, 
     assert all(p.grad is None or p.grad.abs().sum()==0 for p in learn.model.parameters())
     learn.remove_cbs(L(cbs)); learn.byol.views = (same,mirror); assert moved(learn)==[(True,True)]*3
 
+@pytest.mark.parametrize('processes', [1,2])
+def test_a_nan_step_that_float16_leaves_out_keeps_the_statistics(monkeypatch, processes):
+    "One of several processes may not stop alone: the scaler leaves the step out, in all of them"
+    learn = byol_learn(image_dls(noise(72)), cbs=[cpu_amp(torch.float16, init_scale=4.), NaNView()]); stats = []
+    learn.add_cb(Callback(after_batch=lambda self: stats.append(all(o.isfinite().all() for o in self.model.buffers()))))
+    monkeypatch.setattr('fastbyol.callback.num_distrib', lambda: processes)
+    if processes==1:
+        with pytest.raises(FloatingPointError): learn.fit(1, 1e-3)
+    else:
+        learn.fit(1, 1e-3); assert 0<len(learn.byol.taus)<len(stats)
+    assert all(stats) and all(o.isfinite().all() for o in learn.model.state_dict().values() if o.is_floating_point())
+
 @pytest.mark.parametrize('cbs', [[], [GradientClip(1.)]], ids=['alone','clip'])
 def test_a_nan_gradient_stops_before_the_step_and_keeps_the_weights(cbs):
     changed = stopped(learn:=byol_learn(cbs=[NaNs('grad'), *cbs]))

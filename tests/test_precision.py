@@ -117,6 +117,55 @@ def test_settings_of_a_gpu_hold_while_fitting_and_no_longer(tf32):
     learn.fit(1, 1e-3); assert gpu_flags()==before # also after a fit that ended with an error
     import pickle; assert pickle.loads(pickle.dumps(learner('fp32').add_cb(GPUKernels(tf32)).gpu_kernels)).tf32==tf32
 
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, 'conv'), reason='torch before 2.9 has no setting per operation')
+@pytest.mark.parametrize('where', ['', 'cudnn.', 'cuda.matmul.', 'cudnn.conv.'])
+def test_settings_per_operation_are_kept_too(monkeypatch, where):
+    get = lambda: [o.fp32_precision for o in P._per_op()]
+    before,at = get(),torch.backends
+    for o in filter(None, where.split('.')): at = getattr(at, o)
+    seen = []; learn = learner('fp32').add_cbs([GPUKernels(), Callback(after_pred=lambda self: seen.append((torch.backends.cudnn.conv.fp32_precision,torch.backends.cuda.matmul.fp32_precision)))])
+    learn.fit(1, 1e-3); assert get()==before # 'none' is none again, and follows what is set for all
+    old = at.fp32_precision; at.fp32_precision = 'ieee' if old=='tf32' else 'tf32'
+    try:
+        mine = get(); seen.clear(); learn.fit(1, 1e-3)
+        assert set(seen)<={('ieee','ieee'),('none','ieee'),('ieee','none')} and get()==mine
+    finally:
+        at.fp32_precision = old
+        for o,v in zip(P._per_op(), before): o.fp32_precision = v
+
+def test_a_stopped_run_leaves_the_kernels_as_they_were():
+    before = gpu_flags(); learn = learner('fp32').add_cb(GPUKernels(True))
+    with pytest.raises(FloatingPointError): learn.fit(1, 1e-3, cbs=Callback(after_pred=lambda self: setattr(self.learn, 'pred', self.pred*math.nan)))
+    assert gpu_flags()==before
+    torch.set_float32_matmul_precision('high')
+    try: del learn; import gc; gc.collect(); assert torch.get_float32_matmul_precision()=='high' # no old value comes back later
+    finally: torch.set_float32_matmul_precision(before[2])
+
+def test_on_a_gpu_whole_batches_are_measured_however_quick_they_are(monkeypatch):
+    learn = learner('fp32'); took = []
+    monkeypatch.setattr(P, '_pass', lambda body, x, **kw: took.append(len(x)) or .002-.001*kw.get('bf16', False))
+    x = P._some_images(learn); assert len(x)==8 and P.quickest(measure_ways(learn.model.body, x, idle=0.))=='bf16' and P.quickest(measure_ways(learn.model.body, x))=='fp32'
+    class OnGPU(nn.Module): # weights that say they are on a GPU
+        def parameters(self): yield SimpleNamespace(device=SimpleNamespace(type='cuda'))
+    monkeypatch.setattr(P, 'online_model', lambda m: OnGPU()); monkeypatch.setattr(Tensor, 'to', lambda self, *a, **kw: self)
+    monkeypatch.setattr(P, 'dl_bs', lambda dl: 300); assert len(P._some_images(learn))==300
+
+def test_a_way_that_does_not_fit_into_memory_is_not_taken(monkeypatch):
+    def one(body, x, bf16=False, **kw):
+        if not bf16: raise torch.OutOfMemoryError('too much')
+        return 1.
+    monkeypatch.setattr(P, '_pass', one); secs = measure_ways(nn.Conv2d(3,2,3), torch.rand(1,3,8,8)); assert secs['fp32']==math.inf and P.quickest(secs)=='bf16'
+
+def test_mixed_precision_of_fastai_is_kept_under_auto():
+    learn = learner('auto', cbs=MixedPrecision(amp_mode='bf16', init_scale=4.)); cb = learn.cbs.filter(risinstance(MixedPrecision))
+    assert learn.precision=='bf16' and len(cb)==1 and cb[0].kwargs['init_scale']==4. and not learn.precision_measured; learn.fit(1, 1e-3)
+    with pytest.raises(ValueError, match='needs a GPU'): learner('auto', cbs=MixedPrecision())
+    assert learner('fp32', cbs=MixedPrecision()).precision=='fp32' # what is named counts
+
+def test_the_mixed_precision_that_came_last_is_the_one():
+    learn = learner('bf16').add_cb(later:=P.Precision('bf16')); learn.fit(1, 1e-3) # as `to_bf16`, with what works on a CPU
+    assert list(learn.cbs.filter(risinstance(MixedPrecision)))==[later] and learn.mixed_precision is later and not torch.is_autocast_enabled('cpu')
+
 def test_a_gpu_has_what_its_generation_has(monkeypatch):
     cuda = torch.device('cuda')
     for ampere,names in ((True,['fp32','channels_last','tf32','bf16']), (False,['fp32','channels_last'])):
