@@ -7,7 +7,7 @@ A contestant makes a model of the same body, torchvision's ResNet-18, with a pro
   called after each step with the number of images, and raises `Stop` when it is enough. Returns the body and the statistics that its
   images are normalised with.
 
-`@contestant(name)` adds another. One whose library is missing is left out, and said so. solo-learn is not here: the release that pip finds, 1.0.2, insists on
+Each imports its library when it is made, so that the memory of one does not hold another's. `@contestant(name)` adds another. One whose library is missing is left out, and said so. solo-learn is not here: the release that pip finds, 1.0.2, insists on
 torch 1.9.1 and cannot be installed beside the others.
 """
 import copy, time
@@ -20,11 +20,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 from torchvision.models import resnet18
-from fastai.vision.all import Callback, CancelFitException, DataLoaders, IntToFloatTensor, Learner, OptimWrapper, Pipeline, imagenet_stats
-
-from fastbyol.all import MemoryDL, byol_learner, recipe, unlabelled_dls
 
 hidden, projected, lr = 1024, 256, .06
+imagenet_stats = [.485, .456, .406], [.229, .224, .225]
 
 class Stop(Exception): "Enough"
 
@@ -90,19 +88,29 @@ class Untrained:
     "What the body is worth before it has seen an image"
     def train(self, files, size, bs, epochs, tick, workers=0): return body(), imagenet_stats
 
-class Clock(Callback):
-    "Tells `tick` of each optimiser step, and when it ended"
-    order = 100
-    def __init__(self, tick=None): self.tick, self.ends = tick, []
-    def after_batch(self):
-        if not self.training: return
-        self.ends.append(time.perf_counter())
-        try:
-            if self.tick: self.tick(len(self.xb[0]))
-        except Stop: raise CancelFitException()
+def clock(tick=None):
+    "A callback that tells `tick` of each optimiser step, and when it ended"
+    from fastai.vision.all import Callback, CancelFitException
+    class Clock(Callback):
+        order = 100
+        def __init__(self): self.ends = []
+        def after_batch(self):
+            if not self.training: return
+            self.ends.append(time.perf_counter())
+            try:
+                if tick: tick(len(self.xb[0]))
+            except Stop: raise CancelFitException()
+    return Clock()
+
+def sgd():
+    "As the floor has it, for a `Learner`"
+    from fastai.vision.all import OptimWrapper
+    return partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9))
 
 def one_batch_dls(v, n):
     "`n` batches as large as `v`"
+    from fastai.vision.all import DataLoaders, IntToFloatTensor
+    from fastbyol.all import MemoryDL
     images = torch.zeros(len(v), *v.shape[1:], dtype=torch.uint8)
     rows = torch.arange(len(v)).repeat(n)
     dl = MemoryDL(list(range(len(rows))), images, rows, bs=len(v), after_batch=[IntToFloatTensor()])
@@ -113,21 +121,23 @@ def one_batch_dls(v, n):
 @contestant('fastbyol, channels_last', precision='channels_last')
 @contestant('fastbyol, bf16', precision='bf16')
 class FastBYOL:
-    def __init__(self, precision='auto', **kw): self.kw = dict(precision=precision, hidden_size=hidden, projection_size=projected, **kw)
+    def __init__(self, precision='auto', **kw):
+        import fastbyol.all
+        self.lib, self.kw = fastbyol.all, dict(precision=precision, hidden_size=hidden, projection_size=projected, **kw)
     def make(self, v1, v2, n):
         views = tuple(lambda x, v=v: v[:len(x)] for v in (v1, v2))
-        self.learn = byol_learner(one_batch_dls(v1, n+1), body(), views=views, lr=lr, opt_func=partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9)), **self.kw)
+        self.learn = self.lib.byol_learner(one_batch_dls(v1, n+1), body(), views=views, lr=lr, opt_func=sgd(), **self.kw)
     def times(self, v1, v2, n):
         if not hasattr(self, 'learn'): self.make(v1, v2, n)
-        learn, clock = self.learn, Clock()
-        with learn.no_bar(), learn.no_logging(), learn.added_cbs(clock): learn.fit(1)
-        return [b-a for a, b in zip(clock.ends, clock.ends[1:])]
+        learn, cb = self.learn, clock()
+        with learn.no_bar(), learn.no_logging(), learn.added_cbs(cb): learn.fit(1)
+        return [b-a for a, b in zip(cb.ends, cb.ends[1:])]
     def train(self, files, size, bs, epochs, tick, workers=0, views=None, **other):
         "With the recipe for this many epochs, as its README does, or with `other` numbers in it"
-        dls = unlabelled_dls(files, size, bs, valid_pct=0)
-        learn = byol_learner(dls, body(), views=views, recipe=recipe(epochs, bs, **other), **self.kw)
+        dls = self.lib.unlabelled_dls(files, size, bs, valid_pct=0)
+        learn = self.lib.byol_learner(dls, body(), views=views, recipe=self.lib.recipe(epochs, bs, **other), **self.kw)
         self.precision = learn.precision
-        with learn.no_bar(), learn.no_logging(): learn.fit_byol(cbs=Clock(tick))
+        with learn.no_bar(), learn.no_logging(): learn.fit_byol(cbs=clock(tick))
         return learn.model.body, learn.model.stats
 
 @contestant('lightly')
@@ -208,10 +218,10 @@ class SelfSupervised:
         from self_supervised.vision import byol
         self.lib = byol
     def times(self, v1, v2, n):
-        clock = Clock()
+        from fastai.vision.all import Learner, Pipeline
+        cb = clock()
         if not hasattr(self, 'learn'):
             pipes = [Pipeline([lambda x, v=v: v], split_idx=0) for v in (v1, v2)]
-            self.learn = Learner(one_batch_dls(v1, n+1), self.lib.create_byol_model(body(), hidden, projected), lr=lr, cbs=[self.lib.BYOL(pipes)], loss_func=lambda *o: None,
-                                 opt_func=partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9)))
-        with self.learn.no_bar(), self.learn.no_logging(), self.learn.added_cbs(clock): self.learn.fit(1)
-        return [b-a for a, b in zip(clock.ends, clock.ends[1:])]
+            self.learn = Learner(one_batch_dls(v1, n+1), self.lib.create_byol_model(body(), hidden, projected), lr=lr, cbs=[self.lib.BYOL(pipes)], loss_func=lambda *o: None, opt_func=sgd())
+        with self.learn.no_bar(), self.learn.no_logging(), self.learn.added_cbs(cb): self.learn.fit(1)
+        return [b-a for a, b in zip(cb.ends, cb.ends[1:])]

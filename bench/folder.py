@@ -5,29 +5,28 @@
 
 Each library runs its documented pipeline, decoding, views and steps, in a process of its own, one after another, `--repeats` times. Those with a
 data loader run with 0, 1 and 2 workers and the quickest counts. Counted is the time between the end of the first epoch and the end of the last.
-Memory is the highest of the process without its workers; what fastbyol keeps of decoded images is told beside it.
+Memory is the highest of the process without its workers, with what the library itself imports and no other; what fastbyol keeps of decoded images
+is told beside it.
 """
-import logging, statistics, subprocess, sys, time, warnings
+import logging, random, subprocess, sys, time, warnings
 from json import dumps, loads
 from pathlib import Path
 
 import torch
-from fastai.vision.all import set_seed
 from fastcore.script import call_parse
 
 from bench.contestants import available, registry
 from bench.timing import memory, setting, spread, table, verdict, write
-from fastbyol.all import find_images
 
 todo = {'fastbyol': (0,), 'fastbyol, fp32': (0,), 'lightly': (0, 1, 2), 'byol-pytorch': (0, 1, 2)}
 
 def one(nm, files, size, bs, epochs, workers):
     "What one run in this process takes"
-    set_seed(0)
+    torch.manual_seed(0); random.seed(0)
     ends = []
     def tick(n): ends.append(time.perf_counter())
-    started, steps = memory('VmRSS'), len(files)//bs
-    registry[nm]().train(files, size, bs, epochs, tick, workers)
+    contestant, started, steps = registry[nm](), memory('VmRSS'), len(files)//bs
+    contestant.train(files, size, bs, epochs, tick, workers)
     return dict(images_per_s=bs*steps*(epochs-1)/(ends[-1]-ends[steps-1]), imports_mb=started, peak_mb=memory('VmHWM'))
 
 @call_parse
@@ -43,22 +42,24 @@ def main(
     json:str=None, # file to write the figures to
     chart:str=None, # picture to draw
     check:bool=False, # exit with 1 where a target is missed
-    one_of:str=None, # run only this contestant, in this process, and print JSON; what the measurement itself calls
+    one_of:str=None, # run only this contestant, in this process, on the files named by standard input, and print JSON; what the measurement itself calls
     workers:int=0, # of that run
 ):
     "Time each library's whole pipeline on image files"
     warnings.filterwarnings('ignore'); logging.disable(logging.WARNING)
     if threads: torch.set_num_threads(threads)
+    if one_of:
+        print(dumps(one(one_of, [Path(o) for o in sys.stdin.read().splitlines()], size, bs, epochs, workers)))
+        return
+    from fastbyol.all import find_images # not in the processes of the others
     files = find_images(folder)
     files = files[::max(1, len(files)//images)][:images]
     if len(files)<2*bs: sys.exit(f'There must be {2*bs} images or more, got {len(files)}')
-    if one_of:
-        print(dumps(one(one_of, files, size, bs, epochs, workers)))
-        return
     names = [o for o in available(only.split(';') if only else list(todo)) if o in todo]
+    paths = [o.resolve() for o in files]
     def run(nm, w):
-        cmd = [sys.executable, '-W', 'ignore', '-m', 'bench.folder', folder, '--one-of', nm, '--workers', w, '--images', images, '--size', size, '--bs', bs, '--epochs', epochs, *(['--threads', threads] if threads else [])]
-        r = subprocess.run([str(o) for o in cmd], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+        cmd = [sys.executable, '-W', 'ignore', '-m', 'bench.folder', folder, '--one-of', nm, '--workers', w, '--size', size, '--bs', bs, '--epochs', epochs, *(['--threads', threads] if threads else [])]
+        r = subprocess.run([str(o) for o in cmd], input='\n'.join(map(str, paths)), capture_output=True, text=True, cwd=Path(__file__).parent.parent)
         if r.returncode: sys.exit(f'{nm} failed:\n{r.stderr[-3000:]}')
         return loads(r.stdout.strip().splitlines()[-1])
     runs = {(nm, w): [] for nm in names for w in todo[nm]}

@@ -22,7 +22,7 @@ from fastcore.script import call_parse
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.contestants import Clock, Stop
+from bench.contestants import Stop, clock
 from bench.timing import setting, table, write
 from fastbyol.all import byol_learner, find_images, recipe, unlabelled_dls
 
@@ -70,7 +70,7 @@ def some_steps(learn, n, cbs=()):
         if len(done)==n: raise Stop()
     sync()
     start = time.perf_counter()
-    with learn.no_bar(), learn.no_logging(): learn.fit(1+n//len(learn.dls.train), cbs=[Clock(tick), *cbs])
+    with learn.no_bar(), learn.no_logging(): learn.fit(1+n//len(learn.dls.train), cbs=[clock(tick), *cbs])
     sync()
     return time.perf_counter()-start
 

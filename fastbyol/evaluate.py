@@ -125,6 +125,17 @@ def get_embeddings(
     return _embed(source, dl, target)
 
 # %% ../nbs/09_evaluate.ipynb #7190ce0b
+def _classes(y, what, who):
+    "Check that there is one class per image"
+    if y is None: raise ValueError(f"`{who}` needs labels, {what} has none: build the `DataLoaders` with labels")
+    if y.ndim!=1 or y.is_floating_point(): raise ValueError(f"`{who}` needs one class per image as a whole number, {what} has labels {tuple(y.shape)} of {y.dtype}")
+    return y
+
+def _same_classes(*dls):
+    "Check that equal numbers are equal classes, where the loaders name them"
+    a,b = (list(getattr(o, 'vocab', None) or []) for o in dls)
+    if a and b and a!=b: raise ValueError(f"Bank and queries have different classes, {a[:5]} and {b[:5]}: open both with the same `vocab`")
+
 def _lengths(name, feats):
     "Length of each feature vector; an error names features that have none"
     n = torch.linalg.vector_norm(feats, dim=1, dtype=torch.float32).clamp(min=1e-12)
@@ -178,8 +189,9 @@ def knn_accuracy(
     sharded:bool=False, # in a distributed run: does each process embed a share of the images? Then all of them must call this
 )->float: # accuracy, in [0,1]
     "Part of `test_dl` that a vote of the nearest neighbours in `train_dl` classifies rightly"
+    _same_classes(train_dl, test_dl)
     (bank,by),(queries,qy) = (get_embeddings(source, o, target, sharded) for o in (train_dl,test_dl))
-    if by is None or qy is None: raise ValueError(f"Both data loaders need labels, {'`train_dl`' if by is None else '`test_dl`'} has none")
+    _classes(by, '`train_dl`', 'knn_accuracy'); _classes(qy, '`test_dl`', 'knn_accuracy')
     return (knn_predict(bank, by, queries, k, temperature)==qy).float().mean().item()
 
 # %% ../nbs/09_evaluate.ipynb #3ab5dea6
@@ -263,12 +275,6 @@ def linear_view(
     return byol_views(size, scale=scale, flip_p=flip_p, jitter_p=0., gray_p=0., blur_p=(0.,0.), solarize_p=(0.,0.))[0]
 
 # %% ../nbs/09_evaluate.ipynb #72e0f0e6
-def _classes(y, what):
-    "Check that there is one class per image"
-    if y is None: raise ValueError(f"`linear_eval` needs labels, {what} has none: build the `DataLoaders` with labels")
-    if y.ndim!=1 or y.is_floating_point(): raise ValueError(f"`linear_eval` needs one class per image as a whole number, {what} has labels {tuple(y.shape)} of {y.dtype}")
-    return y
-
 def _crop_batches(source, dl, view, y, epochs, seed):
     "Features of random crops and the rows they belong to, batch after batch, for `epochs` epochs"
     g = torch.Generator().manual_seed(seed) # the order is that of the seed, whatever else draws
@@ -348,7 +354,7 @@ def _linear_eval(source, train_dls, epochs, lr, sweep, valid_pct, size, view, st
     body,spec,_ = as_body(source)
     spec.check_size(body, size)
     (feats,raw),(test,test_y) = (_embed(source, o, False, tfm=_middle(size)) for o in (train_dls.train, train_dls.valid))
-    _classes(raw, '`train`'); _classes(test_y, '`valid`')
+    _classes(raw, '`train`', 'linear_eval'); _classes(test_y, '`valid`', 'linear_eval')
     _lengths('training images', feats); _lengths('test images', test)
     classes,y = raw.unique(return_inverse=True)
     if len(classes)<2: raise ValueError(f"All training images are of one class, {classes.item()}: there is nothing to tell apart")
@@ -402,11 +408,10 @@ class _NoValidation(Callback):
     order = -100
     def before_validate(self): raise CancelValidException('left out')
 
-def _labelled(source, dl):
+def _labelled(source, dl, what):
     "Features and labels of `dl`"
     feats,y = get_embeddings(source, dl)
-    if y is None: raise ValueError("`label_efficiency` needs labelled data: build the `DataLoaders` with labels")
-    return feats,y
+    return feats,_classes(y, what, 'label_efficiency')
 
 def _subset_dl(dl, idxs, bs, shuffle=False):
     "`dl` of only the items `idxs`"
@@ -437,7 +442,7 @@ def _train(dls, body, frozen_first, steps, lr, **kwargs):
     return preds.argmax(1)
 
 # %% ../nbs/09_evaluate.ipynb #fdc34f2c
-_baselines = ('from scratch','pixels, nearest','ImageNet, linear','ImageNet, fine-tuned')
+_baselines = ('from scratch','pixels, nearest',*[f'{o}, {kind}' for o in ('random weights','ImageNet') for kind in ('linear','fine-tuned')])
 _contestants = ('BYOL, linear','BYOL, fine-tuned','from scratch','pixels, nearest')
 
 class LabelEfficiency(pd.DataFrame):
@@ -453,7 +458,7 @@ class LabelEfficiency(pd.DataFrame):
 
     def plot(self,
         ax=None, # matplotlib axes to draw on; None: a new figure
-        title:str='Accuracy on images not seen before', # of the axes
+        title:str='Accuracy with few labels', # of the axes
         figsize:tuple=(4.2,3.2), # of a new figure, in inches
     ): # the axes
         "Accuracy over the number of labels, with the standard error of the mean as a band"
@@ -477,7 +482,7 @@ class LabelEfficiency(pd.DataFrame):
 # %% ../nbs/09_evaluate.ipynb #a529aaed
 def _who(contestants, others):
     "Names of all who compete, those of `others` included"
-    kinds,clash = ('linear','fine-tuned'),set(others)&{'BYOL','ImageNet'}
+    kinds,clash = ('linear','fine-tuned'),set(others)&{'BYOL','ImageNet','random weights'}
     if clash: raise ValueError(f"`others` has a name that is taken, {clash.pop()!r}: give it another")
     known = [*_contestants, *_baselines, *[f'{nm}, {o}' for nm in others for o in kinds]]
     unknown = [o for o in contestants if o not in known]
@@ -486,10 +491,21 @@ def _who(contestants, others):
     return [*contestants, *[f'{nm}, {o}' for nm in left for o in kinds if f'BYOL, {o}' in contestants]]
 
 # %% ../nbs/09_evaluate.ipynb #a9b48b91
+def _draws(y, by, amounts, seeds):
+    "Rows to label, by (number, seed); without those that an earlier seed has drawn, too: they would make the error look smaller than it is"
+    res,same = {},set()
+    for n in amounts:
+        for s in seeds:
+            idxs = few_labels(y, y, seed=s, **{by:n})
+            if any(k[0]==n and o==idxs for k,o in res.items()): same.add(n)
+            else: res[n,s] = idxs
+    if same: warnings.warn(f"Of some amounts of labels there are fewer different draws than `seeds`, {by}={', '.join(f'{o:g}' for o in sorted(same))}: `dls.train` has too few labelled images to draw from")
+    return res
+
 def _few_label_runs(names, bodies, dls, by, amounts, seeds, seed, steps, lr, bs, **kwargs):
     "A row for each contestant, number of labels and draw, as dicts"
-    (feats,y),(test,test_y) = (_labelled(bodies['BYOL'], o) for o in (dls.train,dls.valid))
-    draws = {(n,s):few_labels(y, y, seed=s, **{by:n}) for n in amounts for s in range(seed, seed+seeds)} # asks too much? then before any training
+    (feats,y),(test,test_y) = (_labelled(bodies['BYOL'], o, what) for o,what in ((dls.train,'`train`'),(dls.valid,'`valid`')))
+    draws = _draws(y, by, amounts, range(seed, seed+seeds)) # asks too much? then before any training
     linear = {}
     for nm in {o.removesuffix(', linear') for o in names if o.endswith(', linear')}:
         f,t = (feats,test) if nm=='BYOL' else (get_embeddings(bodies[nm], o)[0] for o in (dls.train,dls.valid))
@@ -521,8 +537,8 @@ def label_efficiency(
     dls:DataLoaders, # labelled images: labels are drawn from `dls.train`, accuracy is measured on `dls.valid`
     per_class=(1,5,10), # labels per class
     seeds:int=3, # draws of labels
-    contestants:tuple=_contestants, # which of these, and of 'ImageNet, linear', 'ImageNet, fine-tuned': the same `arch` with its published weights
-    pct=None, # labels as a part of all training images, such as (.01,.1), instead of `per_class`
+    contestants:tuple=_contestants, # which of these, and of 'ImageNet, linear', 'ImageNet, fine-tuned': the same `arch` with its published weights, and 'random weights, linear', 'random weights, fine-tuned'
+    pct=None, # labels as a part of all training images, such as (.01,.1), instead of `per_class`; for the paper's 1 % and 10 % give more `steps`, and compare several `lr`
     others:dict=None, # further pretrained bodies by name, such as `{'ImageNet→BYOL':file}`: anything that `source` may be
     steps:int=100, # optimiser steps of fine-tuning and of training from scratch, at least
     lr:float=2e-3, # their learning rate
@@ -531,12 +547,16 @@ def label_efficiency(
     **kwargs # further arguments of `byol_vision_learner`, such as `lin_ftrs` and `ps` of the head
 )->LabelEfficiency: # a `DataFrame`; `.plot()` draws it, `.table()` shows it by contestant, `.runs` has every run
     "Compare the pretrained body with training from scratch and with bare pixels, where labels are few"
+    check_counts(seeds=seeds)
+    for o in dls.loaders[:2]:
+        if not hasattr(getattr(o, 'dl', o), 'new'): raise TypeError(f"`label_efficiency` draws labels from fastai's data loaders, got {type(o).__name__}: build `dls` with `DataLoaders` of `TfmdDL`, or by a `DataBlock`")
     others = others or {}
     names = _who(contestants, others)
     by,amounts = ('per_class',L(per_class)) if pct is None else ('pct',L(pct))
     bodies = {nm:load_body(o) if isinstance(o, (str,Path)) else o for nm,o in dict(BYOL=source, **others).items()}
     with fixed_rng(seed): # training goes on with the random numbers it would have had
         if any(o.startswith('ImageNet, ') for o in names): bodies['ImageNet'] = published_body(bodies['BYOL'])
+        if any(o.startswith('random weights, ') for o in names): bodies['random weights'] = fresh_body(bodies['BYOL'])
         for o in bodies.values(): _check_images(dls, as_body(o)[1], as_body(o)[0])
         runs = pd.DataFrame(_few_label_runs(names, bodies, dls, by, amounts, seeds, seed, steps, lr, bs, **kwargs))
     g = runs.groupby(['contestant',by], sort=False)['accuracy']

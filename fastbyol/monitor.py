@@ -19,7 +19,7 @@ from .data import *
 from .callback import *
 from .transfer import *
 from .evaluate import *
-from .evaluate import _in_order,_picked
+from .evaluate import _classes,_in_order,_picked,_same_classes
 
 # %% ../nbs/10_monitor.ipynb #4fd276af
 class Monitor(Callback):
@@ -99,8 +99,7 @@ class KNNCallback(Monitor):
             if len(dls.loaders)<2: raise ValueError("`KNNCallback` classifies the validation images, and these `DataLoaders` have none: give a pair of loaders (bank, queries)")
             dls = dls.train,dls.valid
         if not isinstance(dls, (tuple,list)) or len(dls)!=2: raise TypeError(f"`KNNCallback` takes labelled `DataLoaders` or a pair of loaders (bank, queries), got {type(dls).__name__}")
-        vocabs = [getattr(o, 'vocab', None) for o in dls]
-        if all(o is not None for o in vocabs) and list(vocabs[0])!=list(vocabs[1]): raise ValueError(f"Bank and queries have different classes, {list(vocabs[0])[:5]} and {list(vocabs[1])[:5]}: open both with the same `vocab`")
+        _same_classes(*dls)
         self.pair = tuple(dls)
         store_attr('k,temperature,every,max_items,target,start,seed')
 
@@ -110,7 +109,7 @@ class KNNCallback(Monitor):
         if self.pair is None: raise ValueError("This `KNNCallback` was exported, which leaves its images behind: remove it, or add a new one")
         self._dls = [_sample_dl(o, self.max_items, self.seed) for o in self.pair]
         for nm,dl in zip(('bank','queries'), self._dls): # before training, not after an hour of it
-            if get_embeddings(self.learn, _sample_dl(dl, 2, 0))[1] is None: raise ValueError(f"The {nm} of `KNNCallback` have no labels: give loaders of labelled images")
+            _classes(get_embeddings(self.learn, _sample_dl(dl, 2, 0))[1], f'the loader of the {nm}', 'KNNCallback')
 
     def before_train(self):
         if self._begins() and self.start and not self.rows: self._look(self.epoch)
@@ -317,9 +316,11 @@ class HealthMonitor(Monitor):
         self._dl = _sample_dl(dl, self.n_items, self.seed)
 
     def before_train(self):
+        self._steps = 0 # of this epoch: with accumulation they are fewer than batches
         if self._begins() and not self.rows: self.rows.append(dict(epoch=self.epoch, **self._measure()))
     def before_step(self):
-        if self.iter%self.grad_every: return
+        self._steps += 1
+        if (self._steps-1)%self.grad_every: return
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         if grads: self._norms.append(nn.utils.get_total_norm(grads))
         self._losses.append(self.loss.detach())

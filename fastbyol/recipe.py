@@ -311,7 +311,7 @@ def recipe(
     bs:int=256, # images per batch, in each process
     n_items:int=None, # training images; None: `byol_learner` asks the data
     size:int=None, # side of the views, in pixels; None: `byol_learner` asks the data, and 224 is taken until then
-    opt:str=None, # 'lars' or 'adam'; None: the preset's, which is 'lars' for all but 'vit'
+    opt:str=None, # 'lars' or 'adam'; None: the preset's, which is 'lars' for all but 'vit' and 'short'
     preset:str=None, # a name from `presets`; None: by `size` and `n_items`
     effective_bs:int=None, # images per optimiser step, over several batches and all processes; None: one batch of each
     processes:int=None, # processes that train together; None: as many as run

@@ -227,3 +227,38 @@ def test_memory_is_bounded_by_a_chunk_and_neither_bank_nor_queries_are_copied(tm
 @pytest.mark.parametrize('kw,msg', [(dict(k=0),'`k`'), (dict(k=2.5),'`k`'), (dict(temperature=0.),'temperature'), (dict(queries=torch.randn(3,5)),'same width'), (dict(labels=torch.zeros(3)),'10 images and 3 labels'), (dict(bank=torch.full((10,4),math.inf)),'of the bank'), (dict(queries=torch.full((3,4),math.nan)),'of the queries'), (dict(chunk=0),'`chunk`'), (dict(bank=torch.randn(0,4),labels=torch.zeros(0)),'empty')])
 def test_knn_mistakes_are_named(kw, msg):
     with pytest.raises(ValueError, match=msg): knn_predict(**{**dict(bank=torch.randn(10,4), labels=torch.zeros(10), queries=torch.randn(3,4)), **kw})
+
+def few_dls(n_train, n_c=3):
+    y = [i%n_c for i in range(n_train+12)]; x = noise(n_train+12)*.3
+    for i,c in enumerate(y): x[i,:,c*5:(c+1)*5] += .6
+    return image_dls(x.clamp(0,1), 12, y=y, drop_last=False)
+
+def test_a_draw_that_repeats_is_no_draw():
+    m = small_byol(); kw = dict(seeds=3, contestants=('BYOL, linear','pixels, nearest'))
+    with pytest.warns(UserWarning, match='fewer different draws.*per_class=4'): res = label_efficiency(m, few_dls(12), per_class=(2,4), **kw)
+    assert set(res[res.per_class==4].n)=={1} and set(res[res.per_class==2].n)=={3}
+    assert not res.table()[4].str.contains('±').any() and res.table()[2].str.contains('±').all(); plt.close(res.plot().figure)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning); label_efficiency(m, few_dls(24), per_class=(2,4), **kw)
+
+def test_random_weights_compete_where_they_are_named():
+    m = small_byol(); names = ('random weights, linear','random weights, fine-tuned','BYOL, linear')
+    res = label_efficiency(m, few_dls(12), per_class=(2,), seeds=1, steps=2, contestants=names); assert list(res.contestant)==list(names) and res['mean'].between(0,1).all()
+    with pytest.raises(ValueError, match='taken'): label_efficiency(m, few_dls(12), others={'random weights':m})
+
+def test_loaders_of_different_classes_do_not_vote():
+    m,a,b = small_byol(),few_dls(12).train,few_dls(12).valid; a.vocab,b.vocab = ['cat','dog','owl'],['dog','owl','cat']
+    with pytest.raises(ValueError, match='different classes'): knn_accuracy(m, a, b)
+    b.vocab = a.vocab; assert 0<=knn_accuracy(m, a, b)<=1
+
+@pytest.mark.parametrize('y', [TensorMultiCategory([1.,0.,1.]), tensor(.5)])
+def test_one_class_per_image_is_asked_for(y):
+    x = noise(24); dl = lambda: TfmdDL([(TensorImage(o),y) for o in x], bs=8, num_workers=0, device=cpu); dls = DataLoaders(dl(), dl(), device=cpu)
+    for f in (lambda: knn_accuracy(small_byol(), *dls), lambda: linear_eval(small_byol(), dls), lambda: label_efficiency(small_byol(), dls, per_class=(1,)),
+              lambda: byol_learn(image_dls(x), cbs=KNNCallback(dls)).fit(1)):
+        with pytest.raises(ValueError, match='one class per image'): f()
+
+def test_label_efficiency_says_what_data_it_takes():
+    dl = torch.utils.data.DataLoader([(o,0) for o in noise(8)], batch_size=4)
+    with pytest.raises(TypeError, match="fastai's data loaders, got DataLoader"): label_efficiency(small_byol(), DataLoaders(dl, dl))
+    with pytest.raises(ValueError, match='seeds'): label_efficiency(small_byol(), few_dls(12), seeds=0)

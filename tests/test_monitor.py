@@ -1,5 +1,6 @@
 "Monitors: they leave training alone to the bit, say the truth, and call a collapse a collapse"
 from conftest import *
+from fastai.callback.training import GradientAccumulation
 from fastai.callback.tracker import SaveModelCallback
 
 def classes(n=48, n_c=3, size=16, seed=0):
@@ -317,3 +318,8 @@ def test_forced_collapse_is_called_within_three_epochs(kind, seed):
 def test_the_demo_is_never_called_collapsed(seed):
     h = health('healthy', seed)
     assert len(h.history)==81 and not h.collapsed, h.history
+
+@pytest.mark.parametrize('batches', [1,2,3,4])
+def test_loss_and_gradient_are_measured_under_accumulation(batches):
+    learn = byol_learn(labelled(), cbs=[HealthMonitor(16, grad_every=2), *([GradientAccumulation(batches*8)] if batches>1 else [])]); learn.fit(2, 1e-3)
+    h = learn.health.history[['loss','grad_norm']].iloc[1:]; assert len(h)==2 and h.notna().all().all() and (h>0).all().all() and learn.health._lr>0
