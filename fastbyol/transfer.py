@@ -172,7 +172,7 @@ _head_args = L('concat_pool','lin_ftrs','ps','first_bn','bn_final','lin_first','
 @contextmanager
 def _as_arch(body, spec):
     "An `arch` for fastai that gives a copy of `body`, whole"
-    def arch(pretrained=False): return deepcopy(body)
+    def arch(pretrained=False): return deepcopy(body).cpu() # where fastai makes what goes behind it
     arch.__name__ = spec.name
     model_meta[arch] = dict(cut=noop, split=default_split) # `vision_learner` takes its `cut` from here only
     try: yield arch
@@ -199,6 +199,7 @@ def _add_stats(dls, stats):
 
 def _hand_over(learn, body):
     load_strict(learn.model[0], body.state_dict())
+    learn.model.to(learn.dls.device)
     learn.pretrained = True # what loggers report; fastai was told False only to keep it from downloading weights
     learn.freeze()
     return learn
@@ -229,7 +230,6 @@ def byol_vision_learner(
     else:
         learn = vision_learner(dls, spec.arch, n_in=spec.n_in, **spec.kwargs, **kw)
         if spec.small_stem: small_stem_(learn.model[0])
-        learn.model.to(dls.device)
     if normalize: _add_stats(dls, stats)
     return _hand_over(learn, body)
 

@@ -1,7 +1,7 @@
 "The body out of pretraining and into fastai, timm and files: lock-step with fastai's own learners"
 from conftest import *
 from safetensors.torch import save_file, load_file
-import json, timm
+import fastbyol.transfer, json, timm
 
 quick = dict(hidden_size=16, projection_size=8)
 
@@ -194,7 +194,7 @@ def test_wrong_sources_are_named(tmp_path, exc, msg, f):
 
 @pytest.mark.parametrize('fails', ['write','rename'])
 def test_a_failed_write_leaves_the_old_file_whole(file, monkeypatch, fails):
-    import fastbyol.transfer as T
+    T = fastbyol.transfer
     old = file.read_bytes()
     def half(sd, f, **k): Path(f).write_bytes(b'half'); raise OSError('disk full')
     def no(*a): raise OSError('disk full')
@@ -255,6 +255,19 @@ def test_unet_of_every_kind_of_body_fine_tunes(arch, kw, size):
     if got.shape[1]==m.n_features: torch.testing.assert_close(got, m.body(x).detach(), rtol=1e-3, atol=1e-4)
     assert torch.equal(next(u.model[0].parameters()), next(m.body.parameters())) and not next(u.model[0].parameters()).requires_grad
     u.fine_tune(1); assert u.get_preds()[0].shape==(4,2,size,size)
+
+def test_a_body_on_a_gpu_comes_to_the_cpu_where_the_rest_of_a_unet_is_made():
+    "`DynamicUnet` runs on the body's features what it has just made; 'meta' stands for the GPU"
+    class Away(nn.Sequential):
+        def cpu(self): return self.to_empty(device='cpu')
+    m = small_byol(); body = Away(*m.body).to('meta')
+    with fastbyol.transfer._as_arch(body, m.spec) as arch: assert {p.device.type for p in arch().parameters()}=={'cpu'} and next(body.parameters()).device.type=='meta'
+
+@pytest.mark.parametrize('make', [byol_vision_learner,byol_unet_learner])
+@pytest.mark.parametrize('arch', ['resnet18',resnet18,conv_body()], ids=['timm','torchvision','own'])
+def test_the_learner_is_where_its_data_is(make, arch):
+    d = mask_dls(); x,y = first(d.train); d.one_batch = lambda: (x,y); d.device = torch.device('meta')
+    assert {p.device.type for p in make(d, BYOL(arch, **quick), normalize=False, **seg).model.parameters()}=={'meta'}
 
 def test_a_unet_needs_layers_in_a_row():
     with pytest.raises(TypeError, match='one after the other.*resnet18'): byol_unet_learner(mask_dls(), BYOL('vit_tiny_patch16_224', img_size=64, **quick), **seg)
