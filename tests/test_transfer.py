@@ -217,13 +217,17 @@ def test_images_that_do_not_suit_the_body_are_named(make, dls, msg):
 
 # --- timm and U-Nets
 
-@pytest.mark.parametrize('arch,kw', [('resnet18',{}), ('resnet18',dict(small_stem=True,n_in=1)), ('resnet26d',dict(small_stem=True)), ('vit_tiny_patch16_224',dict(img_size=32)), ('mobilenetv3_small_100',dict(n_in=4))])
-def test_to_timm_computes_the_same(arch, kw):
-    m = pretrained(arch, **kw); t = to_timm(m, num_classes=3).eval(); x = torch.randn(2,kw.get('n_in',3),32,32)
+@pytest.mark.parametrize('arch,kw,rep', [('resnet18',{},None), ('resnet18',dict(small_stem=True,n_in=1),None), ('resnet26d',dict(small_stem=True),None), ('vit_tiny_patch16_224',dict(img_size=32),None),
+    ('mobilenetv3_small_100',dict(n_in=4),'(2, 3)'), ('convnext_atto',{},'(2, 3)'), ('test_mambaout',{},'(1, 2)')])
+def test_to_timm_computes_the_same_or_says_what_does(arch, kw, rep, tmp_path, recwarn):
+    m = pretrained(arch, **kw); t = to_timm(m, num_classes=3).eval(); x = torch.randn(2,kw.get('n_in',3),32,32); assert not any('forward_features' in str(o.message) for o in recwarn)
     with torch.no_grad():
         assert t(x).shape==(2,3)
-        if arch.startswith('resnet'): torch.testing.assert_close(to_timm(m).eval()(x), m.embed(x))
-        else: torch.testing.assert_close(t.forward_features(x), m.body.model.forward_features(x))
+        torch.testing.assert_close(t.forward_features(x), m.body.model.forward_features(x))
+        net = to_timm(save_body(m, tmp_path/'b')).eval(); said = [re.search('use `(.*)`$', str(o.message)) for o in recwarn if 'forward_features' in str(o.message)]
+        assert [o[1] for o in said]==([f'net.forward_features(x).mean({rep})'] if rep else [])
+        torch.testing.assert_close(eval(said[0][1]) if rep else net(x), m.embed(x)) # what it says gives the representation
+        if rep: assert net(x).shape!=m.embed(x).shape or not torch.allclose(net(x), m.embed(x), rtol=1e-3, atol=1e-4) # and was worth saying
     assert isinstance(t, type(timm.create_model(arch))) and tuple(t.pretrained_cfg['mean'])==m.stats[0] and t.num_classes==3
     with torch.no_grad(): [p.zero_() for p in t.parameters()]
     assert m.embed(x).abs().sum()>0 # a copy
