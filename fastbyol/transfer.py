@@ -199,7 +199,7 @@ def _add_stats(dls, stats):
 
 def _hand_over(learn, body):
     load_strict(learn.model[0], body.state_dict())
-    learn.model.to(learn.dls.device)
+    learn.model.to(getattr(learn.dls, 'device', default_device()))
     learn.pretrained = True # what loggers report; fastai was told False only to keep it from downloading weights
     learn.freeze()
     return learn
