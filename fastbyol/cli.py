@@ -226,6 +226,12 @@ def _show(learn, out, bar):
     if importlib.util.find_spec('tensorboard'): learn.add_cb(TensorBoard(out/'tensorboard'))
 
 # %% ../nbs/12_cli.ipynb #77e19f65
+def _load(body):
+    "What `load_body` returns, of a body for images that can be opened"
+    net,meta = load_body(body)
+    if meta['n_in'] not in (1,3,4): raise ValueError(f"{body} takes images of {meta['n_in']} channels, and files are opened with 1, 3 or 4: use it in Python, with data of your own")
+    return net,meta
+
 def _note_settings(file, settings, again):
     "Note the settings of a run, and refuse others for a run that is there already"
     if file.exists() and not again:
@@ -326,7 +332,7 @@ def finetune(
     bar:bool=True, # a progress bar, on a terminal
 ):
     "Train a classifier on a labelled folder from a pretrained body, and report its accuracy"
-    out,source = Path(out),load_body(body)
+    out,source = Path(out),_load(body)
     check_counts(epochs=epochs, bs=bs)
     meta = source[1]
     size = size or meta.get('view_size') or 224
@@ -411,7 +417,7 @@ def evaluate(
     seed:int=42, # of split, labels and heads
 ):
     "Tell what a pretrained body is worth on a labelled folder: nearest neighbours, a linear classifier, and few labels"
-    out,source = Path(out),load_body(body)
+    out,source = Path(out),_load(body)
     check_counts(k=k, draws=draws, steps=steps, bs=bs)
     meta = source[1]
     size = size or meta.get('view_size') or 224
@@ -490,7 +496,7 @@ def embed(
     bar:bool=True, # a progress bar, on a terminal
 ):
     "Write the representations of all images of a folder, with the names of their files"
-    out,(net,meta) = Path(out),load_body(body)
+    out,(net,meta) = Path(out),_load(body)
     if out.suffix not in ('.npz','.parquet'): raise ValueError(f"OUT ends in .npz or .parquet, got {out.name!r}")
     if out.suffix=='.parquet' and not importlib.util.find_spec('pyarrow'): raise ValueError("Parquet needs the package pyarrow: `pip install pyarrow`, or write an .npz")
     if dtype not in ('float32','float16'): raise ValueError(f"--dtype is float32 or float16, got {dtype!r}")

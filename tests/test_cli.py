@@ -211,6 +211,11 @@ def test_folders_too_large_for_memory_are_read_from_disk(tmp_path, monkeypatch, 
     assert isinstance(a.train.dataset, list) and hasattr(b.train_ds, 'items') and (len(a.train.dataset),len(a.valid.dataset))==(len(b.train_ds),len(b.valid_ds))
     for x,y in zip(get_embeddings(body_file, a.valid), get_embeddings(body_file, b.valid)): torch.testing.assert_close(x, y, rtol=.05, atol=.05)
 
+@pytest.mark.parametrize('f', [cli.finetune,cli.evaluate,cli.embed])
+def test_a_body_of_channels_that_files_do_not_have_is_refused(tmp_path, capsys, f):
+    body = save_body(BYOL('test_resnet.r160_in1k', n_in=2), tmp_path/'b2'); out = [tmp_path/'e.npz'] if f is cli.embed else ['--out',tmp_path/'o']
+    assert run(f, body, photos(tmp_path/'data', 4), *out)==2 and 'images of 2 channels' in capsys.readouterr().err
+
 # --- fastbyol-embed
 
 def embedded(body_file, files, size=16):
