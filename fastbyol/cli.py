@@ -141,22 +141,27 @@ def _epoch_of(line):
     try: return json.loads(line)['epoch']
     except (ValueError,KeyError,TypeError): return math.inf # a line that was cut short is not kept
 
-class JsonLines(Callback):
+class _EachEpoch(Callback):
+    "Calls `_write` with the numbers in the table of progress after each epoch of training"
+    run_valid = False
+    def before_epoch(self): self._start = None
+    def before_train(self): self._start = time.time()
+    def after_epoch(self):
+        # neither in `validate`, whose row is shorter, nor in an epoch that a resumed run passes over
+        if self._start is None or self.recorder.cancel_train: return
+        self._write({k:v for k,v in zip(self.recorder.metric_names[1:], self.recorder.values[-1]) if isinstance(v, (int,float)) and math.isfinite(v)})
+
+class JsonLines(_EachEpoch):
     "Append a line of JSON to `file` after each epoch: what the table of progress shows, learning rate, τ and time"
-    order,run_valid = Recorder.order+1,False
+    order = Recorder.order+1
     def __init__(self,
         file:str|Path, # file to write
         goes_on:bool=False, # keep what is there, up to the epoch that training goes on from?
-    ): self.file,self.goes_on,self._begun,self._trained,self._before = Path(file),goes_on,False,False,0
+    ): self.file,self.goes_on,self._begun,self._before = Path(file),goes_on,False,0
     def before_fit(self):
         self.run = not rank_distrib() and not hasattr(self.learn, 'lr_finder') and not hasattr(self, 'gather_preds')
     def after_fit(self): self._before += self.epoch+1 if self._begun else 0 # `fine_tune` fits twice
-    def before_train(self): self._trained,self._start = True,time.time()
-    def after_epoch(self):
-        # neither in `validate` nor in an epoch that a resumed run passes over
-        if not self._trained or self.recorder.cancel_train: return
-        self._trained = False
-        vals = {k:v for k,v in zip(self.recorder.metric_names[1:], self.recorder.values[-1]) if isinstance(v, (int,float)) and math.isfinite(v)}
+    def _write(self, vals):
         row = dict(epoch=self._before+self.epoch+1, **vals, lr=float(self.opt.hypers[-1]['lr']), seconds=round(time.time()-self._start, 2),
                    time=datetime.now().isoformat(timespec='seconds'))
         taus = getattr(getattr(self.learn, 'byol', None), 'taus', None)
@@ -170,10 +175,10 @@ class JsonLines(Callback):
         with self.file.open('a') as f: f.write(json.dumps(row)+'\n')
 
 # %% ../nbs/12_cli.ipynb #3bec9ff7
-class TensorBoard(Callback):
+class TensorBoard(_EachEpoch):
     "Loss, learning rate and `tau` of every step, and the columns of the progress table, for TensorBoard"
     # fastai's own writes all that an optimiser has as a number, which the switches and empty settings of LARS are not
-    order,run_valid = Recorder.order+2,False
+    order = Recorder.order+2
     def __init__(self,
         folder:str|Path # folder to write to
     ): self.folder,self.writer,self._before = Path(folder),None,0
@@ -187,10 +192,9 @@ class TensorBoard(Callback):
         taus = getattr(getattr(self.learn, 'byol', None), 'taus', None)
         if taus: now['tau'] = taus[-1]
         for k,v in now.items(): self.writer.add_scalar(k, float(v), self._at)
-    def after_epoch(self):
-        if self.writer is None or not self.recorder.values: return
-        for k,v in zip(self.recorder.metric_names[1:], self.recorder.values[-1]):
-            if isinstance(v, (int,float)) and math.isfinite(v): self.writer.add_scalar(f'epoch/{k}', v, self._at)
+    def _write(self, vals):
+        if self.writer is None: return
+        for k,v in vals.items(): self.writer.add_scalar(f'epoch/{k}', v, self._at)
     def after_fit(self):
         if self.writer is None: return
         self._before = self._at+1 # `fine_tune` fits twice, into one file: TensorBoard reads files of one second in no sure order
@@ -222,6 +226,12 @@ def _show(learn, out, bar):
     if importlib.util.find_spec('tensorboard'): learn.add_cb(TensorBoard(out/'tensorboard'))
 
 # %% ../nbs/12_cli.ipynb #77e19f65
+def _load(body):
+    "What `load_body` returns, of a body for images that can be opened"
+    net,meta = load_body(body)
+    if meta['n_in'] not in (1,3,4): raise ValueError(f"{body} takes images of {meta['n_in']} channels, and files are opened with 1, 3 or 4: use it in Python, with data of your own")
+    return net,meta
+
 def _note_settings(file, settings, again):
     "Note the settings of a run, and refuse others for a run that is there already"
     if file.exists() and not again:
@@ -322,7 +332,7 @@ def finetune(
     bar:bool=True, # a progress bar, on a terminal
 ):
     "Train a classifier on a labelled folder from a pretrained body, and report its accuracy"
-    out,source = Path(out),load_body(body)
+    out,source = Path(out),_load(body)
     check_counts(epochs=epochs, bs=bs)
     meta = source[1]
     size = size or meta.get('view_size') or 224
@@ -336,17 +346,19 @@ def finetune(
         learn.add_cbs([stop, JsonLines(out/'log.jsonl' if name=='pretrained' else out/'log_scratch.jsonl')])
         _show(learn, out, bar)
         if name=='scratch': learn.unfreeze()
+        out.mkdir(parents=True, exist_ok=True) # a run that is stopped in its first epoch has written nothing yet
         try:
             # from scratch there is nothing that a frozen phase would protect
             if name=='scratch': learn.fit_one_cycle(epochs+freeze_epochs, lr)
             else: learn.fine_tune(epochs, lr, freeze_epochs=freeze_epochs)
         finally: stop.restore()
+        for cb in (StopSignals,JsonLines,TensorBoard,_Lines): learn.remove_cb(cb) # what follows is no training
+        if stop.got: report['stopped'] = name
+        if stop.got and name=='scratch': break # a network half trained is nothing to compare with
         with learn.no_bar(), learn.no_logging(): acc = float(learn.validate()[1])
         report[f'accuracy_{name}'] = acc
         print(f"Accuracy {'from scratch ' if name=='scratch' else ''}{100*acc:.1f} % of {len(dls.valid_ds):,} images", flush=True)
-        if name=='pretrained':
-            for cb in (StopSignals,JsonLines,_Lines): learn.remove_cb(cb)
-            learn.export('model.pkl')
+        if name=='pretrained': learn.export('model.pkl')
         if stop.got: break
     if scratch and not stop.got: print(f"Pretraining was worth {100*(report['accuracy_pretrained']-report['accuracy_scratch']):+.1f} points")
     with whole_file(out/'report.json') as tmp: tmp.write_text(json.dumps(report, indent=1))
@@ -405,7 +417,7 @@ def evaluate(
     seed:int=42, # of split, labels and heads
 ):
     "Tell what a pretrained body is worth on a labelled folder: nearest neighbours, a linear classifier, and few labels"
-    out,source = Path(out),load_body(body)
+    out,source = Path(out),_load(body)
     check_counts(k=k, draws=draws, steps=steps, bs=bs)
     meta = source[1]
     size = size or meta.get('view_size') or 224
@@ -484,7 +496,7 @@ def embed(
     bar:bool=True, # a progress bar, on a terminal
 ):
     "Write the representations of all images of a folder, with the names of their files"
-    out,(net,meta) = Path(out),load_body(body)
+    out,(net,meta) = Path(out),_load(body)
     if out.suffix not in ('.npz','.parquet'): raise ValueError(f"OUT ends in .npz or .parquet, got {out.name!r}")
     if out.suffix=='.parquet' and not importlib.util.find_spec('pyarrow'): raise ValueError("Parquet needs the package pyarrow: `pip install pyarrow`, or write an .npz")
     if dtype not in ('float32','float16'): raise ValueError(f"--dtype is float32 or float16, got {dtype!r}")

@@ -115,9 +115,10 @@ def _own_random_numbers():
 # %% ../nbs/11_distributed.ipynb #014cf25e
 class BYOLTrainer(DistributedTrainer):
     "fastai's `DistributedTrainer`, made to fit a `BYOL`"
-    _unused,_old_bn,_before = None,{},None
+    _unused,_old_bn,old_dls = None,{},None
 
     def before_fit(self):
+        self._undo() # what a fit left that ended by an error
         model = online_model(self.learn.model)
         if self._unused is None: self._unused = self._look_for_unused(model)
         if self._unused: # a handler that the user passed is kept
@@ -145,10 +146,22 @@ class BYOLTrainer(DistributedTrainer):
         with torch.no_grad():
             for b in self.learn.model.buffers(): dist.broadcast(b, 0)
 
-    def after_fit(self):
-        super().after_fit()
-        undo_sync_bn_(self.learn.model, self._old_bn)
-        self._old_bn = {}
+    def _undo(self):
+        "Put back model, data and batch norm as they were before the fit"
+        self.learn.model = get_model(self.learn.model)
+        if self.old_dls is not None: self.learn.dls.loaders = self.old_dls
+        undo_sync_bn_(online_model(self.learn.model), self._old_bn)
+        self._old_bn,self.old_dls = {},None
+    def after_fit(self): self._undo()
+
+@patch
+def detach_distributed(self:Learner):
+    "Undo `to_distributed`, and what a fit left that ended by an error"
+    if num_distrib()<=1: return self
+    for cb in self._grab_cbs(BYOLTrainer): cb._undo()
+    self.remove_cb(DistributedTrainer)
+    if rank_distrib() and not hasattr(self, 'progress'): self.add_cb(ProgressCallback())
+    return self
 
 @patch
 @delegates(Accelerator, but=["mixed_precision", "fp16", "log_with", "logging_dir", "step_scheduler_with_optimizer"])

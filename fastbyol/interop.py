@@ -18,6 +18,7 @@ from fastai.vision.all import *
 from .body import *
 from .model import *
 from .transfer import *
+from .transfer import _representation
 
 # %% ../nbs/08a_interop.ipynb #8693ffc1
 def _hub_name(name):
@@ -51,7 +52,8 @@ def to_hub(
         if kwargs: raise TypeError(f"{', '.join(kwargs)}: further arguments are for the Hub, this is a folder")
         save_for_hf(m, place, **kw)
     else:
-        usage = f'```python\nimport timm\nmodel = timm.create_model({name!r}, pretrained=True)\n```'
+        usage = (f'```python\nimport timm\nnet = timm.create_model({name!r}, pretrained=True).eval()\n'
+                 f'features = {_representation(m, spec)} # the representation that was trained; x: normalised images, (bs, {spec.n_in}, h, w)\n```')
         card = dict(license=license, tags=['image-feature-extraction','timm','fastbyol','byol'], usage=usage,
                     description=f"{spec.name}, pretrained without labels with BYOL (arXiv:2006.07733) by fastbyol.")
         push_to_hf_hub(m, place, **{**dict(model_card=card, task_name='image-feature-extraction'), **kw, **kwargs})
@@ -67,7 +69,7 @@ def from_hub(
     try: m = timm.create_model(str(name), pretrained=True, num_classes=0)
     except (SafetensorError,RuntimeError,ValueError,KeyError) as e: raise ValueError(f"{name} cannot be loaded: {e}") from e
     cfg = m.pretrained_cfg
-    args = {k:v for k,v in getattr(m, '_model_args', {}).items() if k not in ('in_chans','num_classes','global_pool')}
+    args = {k:v for k,v in getattr(m, '_model_args', {}).items() if k not in ('in_chans','num_classes')}
     res = BYOL(cfg['architecture'], **{**dict(n_in=m.in_chans if hasattr(m,'in_chans') else cfg['input_size'][0], stats=(cfg['mean'],cfg['std'])), **args, **kwargs})
     return _set_bodies(res, {f'model.{k}':v for k,v in m.state_dict().items()}, what=str(name))
 

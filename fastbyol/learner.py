@@ -32,11 +32,12 @@ def _recipe_for(r, dls, arch, x, own, cbs):
         r = recipe(bs=bs, preset=None if r is True else r).replace('your data', bs=bs).replace('default, `fit_byol` sets it', epochs=100)
     if not isinstance(r, Recipe): raise TypeError(f"`recipe` takes what `recipe(epochs, bs)` returns, the name of a preset, or True, got {type(r).__name__}")
     if bs and bs!=r.bs: raise ValueError(f"The recipe is for batches of {r.bs}, the data has bs={bs}: use `recipe({r.epochs}, {bs})`, with `effective_bs={r.effective_bs}` for as large steps, or data with bs={r.bs}")
+    if isinstance(own.get('lr'), slice): raise TypeError(f"With a `recipe`, `lr` is one number, the highest learning rate, got {own['lr']}: pass the slice to `fit_byol`")
     data = {k:f() for k,f in dict(n_items=lambda: dl_n(dls.train), size=lambda: view_size(None, dls, x)).items() if r.args[k] is None}
     new = {k:own[k] for k in ('size','tau','tau_end','lr','wd','small_stem','pretrained') if own.get(k) is not None}
     if 'norm' in own: new['norm'] = own['norm']
     if 'lr' in new: new['base_lr'] = None
-    for cb in cbs.filter(risinstance(GradientAccumulation)): new['effective_bs'] = math.ceil(cb.n_acc/bs)*bs*r.processes
+    for cb in cbs.filter(risinstance(GradientAccumulation)): new['effective_bs'] = math.ceil(cb.n_acc/r.bs)*r.bs*r.processes
     names = {}
     if own.get('views') is not None: names['views'] = 'own'
     if own.get('opt_func') is not None:

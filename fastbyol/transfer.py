@@ -172,7 +172,7 @@ _head_args = L('concat_pool','lin_ftrs','ps','first_bn','bn_final','lin_first','
 @contextmanager
 def _as_arch(body, spec):
     "An `arch` for fastai that gives a copy of `body`, whole"
-    def arch(pretrained=False): return deepcopy(body)
+    def arch(pretrained=False): return deepcopy(body).cpu() # where fastai makes what goes behind it
     arch.__name__ = spec.name
     model_meta[arch] = dict(cut=noop, split=default_split) # `vision_learner` takes its `cut` from here only
     try: yield arch
@@ -199,6 +199,7 @@ def _add_stats(dls, stats):
 
 def _hand_over(learn, body):
     load_strict(learn.model[0], body.state_dict())
+    learn.model.to(getattr(learn.dls, 'device', default_device()))
     learn.pretrained = True # what loggers report; fastai was told False only to keep it from downloading weights
     learn.freeze()
     return learn
@@ -229,7 +230,6 @@ def byol_vision_learner(
     else:
         learn = vision_learner(dls, spec.arch, n_in=spec.n_in, **spec.kwargs, **kw)
         if spec.small_stem: small_stem_(learn.model[0])
-        learn.model.to(dls.device)
     if normalize: _add_stats(dls, stats)
     return _hand_over(learn, body)
 
@@ -303,6 +303,16 @@ def to_unet_learner(self:Learner,
     return byol_unet_learner(dls, self, **kwargs)
 
 # %% ../nbs/08_transfer.ipynb #978d30de
+def _representation(
+    net, # timm's network
+    spec, # its `BodySpec`
+)->str: # code
+    "How `net` gives what `embed` returns"
+    body = TimmBody(net); size = spec._body_sizes(body)[0]
+    y,want = run_body(net, spec.n_in, size),pool_features(run_body(body, spec.n_in, size), spec.nhwc)
+    if y.shape==want.shape and torch.allclose(y, want, rtol=1e-3, atol=1e-4): return 'net(x)'
+    return 'net.forward_features(x)' + dict(flat='', tokens='.mean(1)', map=f".mean({(1,2) if spec.nhwc else (2,3)})")[spec.fmt]
+
 def to_timm(
     source, # `Learner` that trained a `BYOL`, a `BYOL`, a file from `save_body`, or what `load_body` returned
     num_classes:int=0, # outputs of a new classifier; 0: none
@@ -317,4 +327,6 @@ def to_timm(
     fresh = {k:v for k,v in new.items() if k not in body.model.state_dict() and k.startswith(heads)} # the classifier, and nothing else
     load_strict(m, {**body.model.state_dict(), **fresh})
     m.pretrained_cfg = {**m.pretrained_cfg, 'mean':stats[0], 'std':stats[1], 'num_classes':num_classes}
+    if not num_classes and (rep := _representation(m, spec))!='net(x)':
+        warnings.warn(f"timm's {spec.name} does more behind `forward_features` than average over positions, as `pool_features` does: `net(x)` is not the representation that was trained, use `{rep}`")
     return m

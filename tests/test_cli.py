@@ -129,6 +129,28 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, sig):
     res = command(tmp_path, 'finetune', tmp_path/'cut'/'body.safetensors', data, '--epochs', 1, '--out', tmp_path/'clas', '--no-bar')
     assert res.returncode==0 and 'Accuracy' in res.stdout
 
+class Kill(Callback):
+    "A signal in the training batch `at`, counted over all fits"
+    def __init__(self, sig, at): self.sig,self.at,self.n = sig,at,0
+    def after_batch(self):
+        self.n += self.training
+        if self.training and self.n==self.at: os.kill(os.getpid(), self.sig)
+
+@pytest.mark.parametrize('sig,at', [(signal.SIGTERM,1), (signal.SIGINT,12)], ids=['frozen','unfrozen'])
+def test_a_stopped_finetune_leaves_a_classifier_of_what_was_trained(tmp_path, capsys, monkeypatch, body_file, sig, at):
+    data,out,show = photos(tmp_path/'data'),tmp_path/'deep'/'o',cli._show
+    monkeypatch.setattr(cli, '_show', lambda learn, *a: (show(learn, *a), learn.add_cb(Kill(sig, at))))
+    assert run(cli.finetune, body_file, data, '--out', out, '--epochs', 1, '--freeze-epochs', 1, '--bs', 4, '--no-bar', '--scratch', '--num-workers', 0)==128+sig
+    text,report = capsys.readouterr().out,json.loads((out/'report.json').read_text())
+    assert 'Stopped before the end' in text and report['stopped']=='pretrained' and f"{100*report['accuracy_pretrained']:.1f} %" in text and 'worth' not in text
+    assert load_learner(out/'model.pkl').predict(data/'a'/'0.png')[0] in 'ab' and (out/'log.jsonl').exists()==(at==12) and not (out/'log_scratch.jsonl').exists()
+
+def test_a_finetune_stopped_in_its_comparison_keeps_its_classifier(tmp_path, capsys, monkeypatch, body_file):
+    data,out,show,kill = photos(tmp_path/'data', 8),tmp_path/'o',cli._show,Kill(signal.SIGTERM, 8)
+    monkeypatch.setattr(cli, '_show', lambda learn, *a: (show(learn, *a), learn.add_cb(kill))) # of both learners
+    assert run(cli.finetune, body_file, data, '--out', out, '--epochs', 1, '--freeze-epochs', 1, '--bs', 4, '--no-bar', '--scratch', '--num-workers', 0)==143
+    report = json.loads((out/'report.json').read_text()); assert report['stopped']=='scratch' and 'accuracy_scratch' not in report and (out/'model.pkl').exists()
+
 # --- several processes
 
 @pytest.mark.slow
@@ -189,6 +211,11 @@ def test_folders_too_large_for_memory_are_read_from_disk(tmp_path, monkeypatch, 
     assert isinstance(a.train.dataset, list) and hasattr(b.train_ds, 'items') and (len(a.train.dataset),len(a.valid.dataset))==(len(b.train_ds),len(b.valid_ds))
     for x,y in zip(get_embeddings(body_file, a.valid), get_embeddings(body_file, b.valid)): torch.testing.assert_close(x, y, rtol=.05, atol=.05)
 
+@pytest.mark.parametrize('f', [cli.finetune,cli.evaluate,cli.embed])
+def test_a_body_of_channels_that_files_do_not_have_is_refused(tmp_path, capsys, f):
+    body = save_body(BYOL('test_resnet.r160_in1k', n_in=2), tmp_path/'b2'); out = [tmp_path/'e.npz'] if f is cli.embed else ['--out',tmp_path/'o']
+    assert run(f, body, photos(tmp_path/'data', 4), *out)==2 and 'images of 2 channels' in capsys.readouterr().err
+
 # --- fastbyol-embed
 
 def embedded(body_file, files, size=16):
@@ -238,4 +265,17 @@ def test_tensorboard_gets_every_step_and_every_epoch(tmp_path, capsys):
     assert run(cli.pretrain, data, '--epochs', 2, '--out', tmp_path/'run', '--watch-knn', data, *small)==0 # with LARS
     s = steps(tmp_path/'run'); assert s['train_loss']==s['lr']==s['tau']==list(range(12)) and s['epoch/knn']==s['epoch/std']==[5,11]
     assert run(cli.finetune, tmp_path/'run'/'body.safetensors', data, '--out', tmp_path/'c', '--epochs', 1, '--freeze-epochs', 1, '--bs', 8, '--no-bar')==0
-    s = steps(tmp_path/'c'); n = len(s['train_loss']); assert s['train_loss']==list(range(n)) and s['epoch/accuracy']==[n//2-1,n-1]
+    s = steps(tmp_path/'c'); n = len(s['train_loss']); assert s['train_loss']==list(range(n)) and s['epoch/accuracy']==s['epoch/train_loss']==[n//2-1,n-1]
+    e = acc.EventAccumulator(str(tmp_path/'c'/'tensorboard')); e.Reload(); log = [json.loads(o) for o in (tmp_path/'c'/'log.jsonl').read_text().splitlines()]
+    for k in ('train_loss','valid_loss','accuracy'): np.testing.assert_allclose([o.value for o in e.Scalars(f'epoch/{k}')], [o[k] for o in log], rtol=1e-5) # nothing of `validate`
+    assert not load_learner(tmp_path/'c'/'model.pkl').cbs.filter(risinstance((cli.StopSignals,cli.JsonLines,cli.TensorBoard)))
+
+def test_validating_after_a_fit_that_was_cut_short_writes_nothing(tmp_path):
+    pytest.importorskip('tensorboard')
+    class Cut(Callback):
+        def after_batch(self):
+            if self.epoch==1: raise CancelFitException
+    learn = byol_learn(cbs=[cli.JsonLines(tmp_path/'log.jsonl'), cli.TensorBoard(tmp_path/'t'), Cut()]); points = []; learn.tensor_board._write = lambda vals: points.append(vals)
+    learn.fit(3, 1e-3); learn.remove_cb(Cut); learn.validate()
+    rows = [json.loads(o) for o in (tmp_path/'log.jsonl').read_text().splitlines()]
+    assert [o['epoch'] for o in rows]==[1] and [o.keys() for o in points]==[{'train_loss','valid_loss'}]

@@ -67,17 +67,24 @@ def unsynchronised():
 def test_they_are_so_without_validation_too(): # with it, `DistributedDataParallel` would see to that
     a,b = in_two(unsynchronised); assert same_sd(a, b)
 
-def swapped():
+def swapped(error):
     # the real one needs a GPU: what counts here is when it comes and goes
     import fastbyol.distributed as D
     class Other(nn.BatchNorm2d): pass
     def convert(m): o = Other(m.num_features); o._parameters.update(m._parameters); o._buffers.update(m._buffers); return o
     D.convert_sync_batchnorm = convert; learn = byol_learn(dls_of(8), BYOL(conv_body(), norm=None, hidden_size=16, projection_size=8)); before,inside = str(learn.model),[]
     learn.add_cb(Callback(before_batch=lambda self: inside.append(sum(isinstance(m, Other) for m in online_model(self.learn.model).modules()))))
-    with learn.distrib_ctx(): learn.byol_trainer.sync_bn = True; learn.fit(1, 1e-2); learn.fit(1, 1e-2)
+    class Boom(Callback):
+        def after_batch(self): raise RuntimeError('boom')
+    with learn.distrib_ctx():
+        learn.byol_trainer.sync_bn = True
+        if error:
+            with pytest.raises(RuntimeError, match='boom'): learn.fit(1, 1e-2, cbs=Boom())
+        learn.fit(1, 1e-2); learn.fit(1, 1e-2)
     return set(inside),str(learn.model)==before,sd_of(learn),[p is q for g in learn.opt.param_lists for p,q in zip(g, trainable_params(learn.model))]
-def test_synchronised_batch_norm_is_there_while_training():
-    (n,same_,a,ps),(*_,b,_) = in_two(swapped); assert n=={2} and same_ and same_sd(a, b) and all(ps) # online and target
+@pytest.mark.parametrize('error', [False,True])
+def test_synchronised_batch_norm_is_there_while_training(error):
+    (n,same_,a,ps),(*_,b,_) = in_two(swapped, error); assert n=={2} and same_ and same_sd(a, b) and all(ps) # online and target
 
 class Own(nn.Module):
     def __init__(self): super().__init__(); self.a,self.b = conv_body(bn=False),nn.Linear(16*16,4)
@@ -207,6 +214,29 @@ def nan_on_one():
     except FloatingPointError as e: return str(e),sd_of(online_model(learn.model))
 def test_nan_on_one_rank_stops_all_of_them():
     (m,a),(n,b) = in_two(nan_on_one); assert 'epoch 0, batch 2' in m and m==n and same_sd(a, b) and all(o.isfinite().all() for o in a.values())
+
+class SpoilOnce(Callback):
+    "NaN in the second batch of the first fit, in every process"
+    order,done = 15,False
+    def before_batch(self):
+        if self.training and not self.done and self.iter==1: self.done = True; self.xb[0][0] = float('nan')
+def again(bs, contexts):
+    "A fit that the NaN stop ends, and another, within one context or two"
+    learn = byol_learn(dls_of(bs), small_byol(bn=False), cbs=SpoilOnce(), opt_func=partial(SGD, mom=.9)); seen = []
+    def look(): seen.append((type(learn.model).__name__,[type(o).__name__ for o in learn.dls.loaders]))
+    def first_():
+        try: learn.fit(2, 5e-2); raise AssertionError('not stopped')
+        except FloatingPointError: pass
+    if contexts==1:
+        with learn.distrib_ctx(): first_(); learn.fit(2, 1e-2); look()
+    else:
+        with learn.distrib_ctx(): first_()
+        look(); fit(learn, 2, 1e-2)
+    look(); return {**result(learn),'seen':seen}
+@pytest.mark.parametrize('contexts', [1,2])
+def test_after_an_error_the_learner_fits_again_as_one_process_does(contexts):
+    one = again(16, contexts); a,b = in_two(again, 8, contexts)
+    assert a['seen']==b['seen']==[('BYOL',['TfmdDL','TfmdDL'])]*2 and same_sd(a['model'], b['model']) and near(one, a) and len(a['losses'])==8
 
 # --- only the first process writes
 

@@ -201,6 +201,13 @@ def test_a_folder_brings_back_body_statistics_and_channels(arch, kw, tmp_path):
     assert save_body(back, tmp_path/'b').exists() and load_body(tmp_path/'b')[1]['arch']==arch # without the folder
     cfg = json.loads((tmp_path/'m/config.json').read_text()); assert not {'license','tag','hf_hub_id','url'}&set(cfg['pretrained_cfg'])
 
+@pytest.mark.parametrize('arch,kw', [('test_vit3',dict(global_pool='avg')), ('resnet18',dict(global_pool='max')), ('test_vit',{}), ('resnet18',{})])
+def test_the_kind_of_pooling_comes_back(arch, kw, tmp_path):
+    "timm's own transformers pool by attention, average or a token, and have other weights for each"
+    m = stir(BYOL(arch, **quick, **kw)).eval(); back = from_hub(to_hub(m, f"local-dir:{tmp_path/'m'}"), **quick); x = torch.rand(2,3,160,160)
+    with torch.no_grad(): torch.testing.assert_close(back.embed(x), m.embed(x))
+    assert same_sd(load_body(save_body(back, tmp_path/'b'))[0].state_dict(), m.body.state_dict())
+
 def test_what_timm_publishes_its_own_weights_with_is_not_passed_on(tmp_path):
     to_hub(BYOL('resnet18.a1_in1k', **quick), f"local-dir:{tmp_path/'m'}"); cfg = json.loads((tmp_path/'m/config.json').read_text())
     assert cfg['architecture']=='resnet18' and 'a1_in1k' not in json.dumps(cfg) and 'apache' not in json.dumps(cfg)
@@ -220,7 +227,14 @@ def test_a_push_uploads_what_a_folder_holds_and_a_card(tmp_path, monkeypatch):
     made,up = Api.calls; assert made['private'] and up['repo_id']=='me/mine' and up['commit_message']=='hello'
     assert set(up['files'])=={'README.md','config.json','model.safetensors'}
     card = up['files']['README.md'].decode(); assert 'license: mit' in card and "timm.create_model('hf-hub:me/mine'" in card and 'apache' not in card
+    assert 'features = net(x) #' in card
     to_hub(m, f"local-dir:{tmp_path/'m'}"); assert all((tmp_path/'m'/k).read_bytes()==up['files'][k] for k in ('config.json','model.safetensors'))
+
+def test_a_card_says_what_gives_the_representation(monkeypatch):
+    import timm.models._hub as hub
+    monkeypatch.setattr(hub, 'HfApi', Api); Api.calls.clear()
+    with pytest.warns(UserWarning, match='forward_features'): to_hub(stir(BYOL('mobilenetv3_small_050', **quick)), 'hf-hub:me/mine')
+    assert 'features = net.forward_features(x).mean((2, 3)) #' in Api.calls[1]['files']['README.md'].decode()
 
 @pytest.mark.parametrize('make,exc', [(lambda: BYOL('resnet18', small_stem=True, **quick), ValueError), (lambda: BYOL(resnet18, **quick), TypeError), (small_byol, TypeError), (lambda: BYOL('haiku_resnet', **tiny), ValueError)], ids=['small_stem','torchvision','own','haiku'])
 def test_what_timm_could_not_rebuild_is_not_shared(make, exc, tmp_path):

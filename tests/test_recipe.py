@@ -314,6 +314,11 @@ def test_what_is_passed_besides_wins():
     learn = byol_learner(image_dls(noise(32,48)), conv_body(), recipe=recipe(4, 8, lr=.1), cbs=GradientAccumulation(24), **quick); assert learn.lr==.1
     assert byol_learner(image_dls(noise(32,48)), conv_body(), recipe=recipe(4, 8, base_lr=.1), lr=.3, **quick).lr==.3
 
+def test_batches_of_a_batch_sampler_accumulate():
+    dl = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(noise(32)), batch_sampler=torch.utils.data.BatchSampler(range(32), 8, True)); dl.device = cpu # it has no batch size of its own
+    learn = hush(byol_learner(DataLoaders(dl, dl), conv_body(), recipe=recipe(2, 8, n_items=32, size=16), cbs=GradientAccumulation(16), **quick))
+    assert (learn.recipe.effective_bs,learn.recipe.accumulate)==(16,2); learn.fit_byol(); assert len(learn.byol.taus)==learn.recipe.steps==4
+
 def test_another_optimiser_at_the_recipes_rate_is_warned_of():
     with pytest.warns(UserWarning, match='pass `lr`'): byol_learner(image_dls(noise(32,16)), conv_body(), recipe=recipe(4, 8), opt_func=SGD, **quick)
 
@@ -331,7 +336,7 @@ def test_views_are_not_blurred_where_the_recipe_says_so():
 
 @pytest.mark.parametrize('kw,exc,msg', [
     (lambda: dict(recipe=recipe(4, 16)), ValueError, r'bs=8.*recipe\(4, 8\).*effective_bs=16'), (lambda: dict(recipe='nette'), ValueError, 'imagenette'),
-    (lambda: dict(recipe=3), TypeError, 'name of a preset'), (lambda: dict(recipe=recipe(4, 8), tau=2.), ValueError, 'kept'), (lambda: dict(recipe=recipe(4, 8, pretrained=True)), ValueError, 'pretrained')])
+    (lambda: dict(recipe=3), TypeError, 'name of a preset'), (lambda: dict(recipe=recipe(4, 8), tau=2.), ValueError, 'kept'), (lambda: dict(recipe='short', lr=slice(1e-4,1e-3)), TypeError, 'one number.*fit_byol'), (lambda: dict(recipe=recipe(4, 8, pretrained=True)), ValueError, 'pretrained')])
 def test_a_recipe_that_does_not_fit_is_named(kw, exc, msg):
     with pytest.raises(exc, match=msg): byol_learner(image_dls(noise(32,16)), conv_body(), **{**quick, **kw()})
 

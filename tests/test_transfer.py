@@ -1,7 +1,7 @@
 "The body out of pretraining and into fastai, timm and files: lock-step with fastai's own learners"
 from conftest import *
 from safetensors.torch import save_file, load_file
-import json, timm
+import fastbyol.transfer, json, timm
 
 quick = dict(hidden_size=16, projection_size=8)
 
@@ -194,7 +194,7 @@ def test_wrong_sources_are_named(tmp_path, exc, msg, f):
 
 @pytest.mark.parametrize('fails', ['write','rename'])
 def test_a_failed_write_leaves_the_old_file_whole(file, monkeypatch, fails):
-    import fastbyol.transfer as T
+    T = fastbyol.transfer
     old = file.read_bytes()
     def half(sd, f, **k): Path(f).write_bytes(b'half'); raise OSError('disk full')
     def no(*a): raise OSError('disk full')
@@ -217,13 +217,17 @@ def test_images_that_do_not_suit_the_body_are_named(make, dls, msg):
 
 # --- timm and U-Nets
 
-@pytest.mark.parametrize('arch,kw', [('resnet18',{}), ('resnet18',dict(small_stem=True,n_in=1)), ('resnet26d',dict(small_stem=True)), ('vit_tiny_patch16_224',dict(img_size=32)), ('mobilenetv3_small_100',dict(n_in=4))])
-def test_to_timm_computes_the_same(arch, kw):
-    m = pretrained(arch, **kw); t = to_timm(m, num_classes=3).eval(); x = torch.randn(2,kw.get('n_in',3),32,32)
+@pytest.mark.parametrize('arch,kw,rep', [('resnet18',{},None), ('resnet18',dict(small_stem=True,n_in=1),None), ('resnet26d',dict(small_stem=True),None), ('vit_tiny_patch16_224',dict(img_size=32),None),
+    ('mobilenetv3_small_100',dict(n_in=4),'(2, 3)'), ('convnext_atto',{},'(2, 3)'), ('test_mambaout',{},'(1, 2)')])
+def test_to_timm_computes_the_same_or_says_what_does(arch, kw, rep, tmp_path, recwarn):
+    m = pretrained(arch, **kw); t = to_timm(m, num_classes=3).eval(); x = torch.randn(2,kw.get('n_in',3),32,32); assert not any('forward_features' in str(o.message) for o in recwarn)
     with torch.no_grad():
         assert t(x).shape==(2,3)
-        if arch.startswith('resnet'): torch.testing.assert_close(to_timm(m).eval()(x), m.embed(x))
-        else: torch.testing.assert_close(t.forward_features(x), m.body.model.forward_features(x))
+        torch.testing.assert_close(t.forward_features(x), m.body.model.forward_features(x))
+        net = to_timm(save_body(m, tmp_path/'b')).eval(); said = [re.search('use `(.*)`$', str(o.message)) for o in recwarn if 'forward_features' in str(o.message)]
+        assert [o[1] for o in said]==([f'net.forward_features(x).mean({rep})'] if rep else [])
+        torch.testing.assert_close(eval(said[0][1]) if rep else net(x), m.embed(x)) # what it says gives the representation
+        if rep: assert net(x).shape!=m.embed(x).shape or not torch.allclose(net(x), m.embed(x), rtol=1e-3, atol=1e-4) # and was worth saying
     assert isinstance(t, type(timm.create_model(arch))) and tuple(t.pretrained_cfg['mean'])==m.stats[0] and t.num_classes==3
     with torch.no_grad(): [p.zero_() for p in t.parameters()]
     assert m.embed(x).abs().sum()>0 # a copy
@@ -255,6 +259,19 @@ def test_unet_of_every_kind_of_body_fine_tunes(arch, kw, size):
     if got.shape[1]==m.n_features: torch.testing.assert_close(got, m.body(x).detach(), rtol=1e-3, atol=1e-4)
     assert torch.equal(next(u.model[0].parameters()), next(m.body.parameters())) and not next(u.model[0].parameters()).requires_grad
     u.fine_tune(1); assert u.get_preds()[0].shape==(4,2,size,size)
+
+def test_a_body_on_a_gpu_comes_to_the_cpu_where_the_rest_of_a_unet_is_made():
+    "`DynamicUnet` runs on the body's features what it has just made; 'meta' stands for the GPU"
+    class Away(nn.Sequential):
+        def cpu(self): return self.to_empty(device='cpu')
+    m = small_byol(); body = Away(*m.body).to('meta')
+    with fastbyol.transfer._as_arch(body, m.spec) as arch: assert {p.device.type for p in arch().parameters()}=={'cpu'} and next(body.parameters()).device.type=='meta'
+
+@pytest.mark.parametrize('make', [byol_vision_learner,byol_unet_learner])
+@pytest.mark.parametrize('arch', ['resnet18',resnet18,conv_body()], ids=['timm','torchvision','own'])
+def test_the_learner_is_where_its_data_is(make, arch):
+    d = mask_dls(); x,y = first(d.train); d.one_batch = lambda: (x,y); d.device = torch.device('meta')
+    assert {p.device.type for p in make(d, BYOL(arch, **quick), normalize=False, **seg).model.parameters()}=={'meta'}
 
 def test_a_unet_needs_layers_in_a_row():
     with pytest.raises(TypeError, match='one after the other.*resnet18'): byol_unet_learner(mask_dls(), BYOL('vit_tiny_patch16_224', img_size=64, **quick), **seg)
