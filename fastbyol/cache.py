@@ -26,12 +26,12 @@ def _bar(it, total, comment, show=None):
 def decode_each(
     files:list, # image files
     make:callable, # decodes a file
-    mistakes:tuple=(), # exceptions that no file is to blame for: they end the work
+    mistakes:tuple=(), # exceptions that no file is to blame for: they end the work, as a `MemoryError` does
 ):
     "Each of `files`, in order, with what `make` returns for it, or what is wrong with it as a string; in parallel"
     def one(fn):
         try: return make(fn)
-        except mistakes: raise
+        except (MemoryError,*mistakes): raise
         except Exception as e: return f'{type(e).__name__}: {e}'
     n,todo = min(32, defaults.cpus),deque()
     with ThreadPoolExecutor(n) as ex: # PIL decodes without the GIL
@@ -256,6 +256,8 @@ def cached_images(
         except ValueError as e:
             if tell: warnings.warn(f"{file} {e}: the images are decoded anew")
             return None
+        # what could not be read may be now, as a file that there was no right to read, or under `ImageFile.LOAD_TRUNCATED_IMAGES`
+        if any(not isinstance(a, str) for _,a in decode_each([files[i] for i,_ in res[1]], make, mistakes)): return None
         with contextlib.suppress(OSError): os.utime(file) # for `clear_cache`: when it was used last; the folder may belong to others
         return res
     res = opened()

@@ -33,6 +33,7 @@ def env(tmp_path, monkeypatch):
         f.unlink(missing_ok=True); return res
     return SimpleNamespace(get=get, decoded=decoded, files=files, make=m.make, cache=tmp_path/'cache', path=tmp_path)
 
+def no_memory(fn): raise MemoryError
 def pixels(images): return images[:,0,0,0].tolist()
 numbers = [i for i in range(20) if i!=7]
 
@@ -57,6 +58,18 @@ def test_changed_files_are_decoded_anew_in_place_of_the_old_cache(env, change, w
     images,good,bad,file = env.get()
     new = {i:i for i in numbers}; new.update(want)
     assert pixels(images)==[v for _,v in sorted(new.items()) if v is not None] and len(env.decoded())==len(images)==len(good) and file!=old and not old.exists()
+
+def test_files_that_could_not_be_read_are_tried_again(env):
+    a = env.get()[3]; was,st = env.files[7],env.files[7].stat(); env.decoded()
+    was.write_text('7'); os.utime(was, ns=(st.st_atime_ns,st.st_mtime_ns)) # as `chmod` or a setting of PIL: neither size nor time change
+    with warnings.catch_warnings(): warnings.simplefilter('error'); images,good,bad,file = env.get()
+    assert file==a and pixels(images)==list(range(20)) and good==env.files and bad==[]
+    env.decoded(); env.get(); assert env.decoded()==[]
+
+def test_too_little_memory_is_not_the_fault_of_a_file(env):
+    with pytest.raises(MemoryError): list(decode_each([1], no_memory))
+    with pytest.raises(MemoryError): env.get(make=no_memory)
+    assert not list(env.cache.glob('*.images'))
 
 def test_other_names_shapes_and_functions_have_caches_of_their_own(env):
     a = env.get()[3]; env.files[3].rename(env.path/'src'/'3a'); env.decoded()
