@@ -233,7 +233,7 @@ class OpenImage(Transform):
         super().__init__()
     def encodes(self, fn:Path)->TensorImage:
         try: return TensorImage(load_square(fn, self.n_in, self.size, self.open_fn))
-        except OpenFnError: raise
+        except (MemoryError,OpenFnError): raise
         except Exception:
             if self.flags is not None and fn in self.index: self.flags[self.index[fn]] = 1 # shared with the worker processes
             raise SkipItemException(f'{fn} cannot be read')
@@ -291,12 +291,15 @@ def unlabelled_dls(
         images,good,bad = decode_images(files, item_size, n_in, open_fn)
         kept = KeptImages(images, may_move=auto)
     if kept is None: good,bad = _readable(files, open_fn)
+    splits = _split(len(good), valid_pct, seed)
+    # fastai looks at the first item of each part, and that must not be one to skip
+    while kept is None and (cut:=_broken([good[o[0]] for o in splits if len(o)], item_size, n_in, open_fn)):
+        bad,good = bad+cut,[f for f in good if f not in dict(cut)]
+        splits = _split(len(good), valid_pct, seed)
     warn_unreadable(bad, len(files))
     if not good: raise ValueError(f"None of the {len(files)} files could be read as an image, see the warning before this")
-    n_val = int(len(good)*valid_pct)
+    n_val = len(splits[1])
     if len(good)-n_val<bs: raise ValueError(f"Of {len(good)} readable images {len(good)-n_val} are left for training, fewer than one batch of {bs}: use bs={max(2, (len(good)-n_val)//2)} or fewer, or a smaller `valid_pct`")
-    order = torch.randperm(len(good), generator=torch.Generator().manual_seed(seed))
-    splits = [order[n_val:].sort().values,order[:n_val].sort().values]
     dsets = Datasets(L(good), tfms=[[opener]], splits=[L(o.tolist()) for o in splits], n_inp=1)
     tfms = [IntToFloatTensor(), *L(batch_tfms)]
     kw = dict(bs=bs, after_batch=tfms, device=device or default_device(), **kwargs)
@@ -320,6 +323,16 @@ def _on_disk(files, size, n_in, open_fn, cache_dir, auto):
         warnings.warn(f"The decoded images do not fit in memory, and each is decoded anew in every epoch. {e}")
         return None,None,None
     return KeptImages(images, file, auto),good,bad
+
+def _split(n, valid_pct, seed):
+    "Numbers of the `n` images for training, and for validation"
+    order,n_val = torch.randperm(n, generator=torch.Generator().manual_seed(seed)),int(n*valid_pct)
+    return [order[n_val:].sort().values,order[:n_val].sort().values]
+
+def _broken(files, size, n_in, open_fn):
+    "[(file, what is wrong)] of those that cannot be decoded"
+    make = partial(load_square, n_in=n_in, size=size, open_fn=open_fn)
+    return [(f,why) for f,why in decode_each(files, make, (OpenFnError,)) if isinstance(why, str)]
 
 def _subsets(dsets): return [dsets.subset(i) for i in range(2)]
 

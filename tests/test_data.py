@@ -126,6 +126,23 @@ def test_a_truncated_file_never_stops_an_epoch(tmp_path, in_memory, workers):
     told = [str(o.message) for o in w if 'could not be read' in str(o.message)]
     assert len(told)==1 and '1 of 13' in told[0] and 'cut.png' in told[0]
 
+def cut_short(f): picture(60,60,seed=99).save(f); f.write_bytes(f.read_bytes()[:3000])
+
+@pytest.mark.parametrize('part', [0,1])
+def test_a_truncated_file_may_be_the_first_of_its_part(tmp_path, part):
+    dls = make(write(tmp_path), in_memory=False, valid_pct=.4); f = (dls.train_ds,dls.valid_ds)[part].items[0]; cut_short(f)
+    with pytest.warns(UserWarning, match=rf'1 of 12(.|\n)*{f.name}'): dls = make(tmp_path, in_memory=False, valid_pct=.4)
+    assert (len(dls.train_ds),len(dls.valid_ds))==(7,4) and f not in [*dls.train_ds.items, *dls.valid_ds.items]
+    assert len(torch.cat([b[0] for b in dls.valid.new()]))==4 and dls.train.new().one_batch()[0].shape==(4,3,20,20)
+
+def test_one_after_the_other_may_be_truncated(tmp_path):
+    write(tmp_path, 6); files = find_images(tmp_path)
+    for f in files[:-2]: cut_short(f)
+    with pytest.warns(UserWarning, match='could not be read') as w: dls = make(tmp_path, in_memory=False, valid_pct=.5, bs=1)
+    told = str(w[0].message); assert {*dls.train_ds.items, *dls.valid_ds.items}>=set(files[-2:]) and dls.valid.new().one_batch()[0].shape[1:]==(3,20,20) and 'truncated' in told
+    for f in files[-2:]: cut_short(f)
+    with pytest.warns(UserWarning, match='6 of 6'), pytest.raises(ValueError, match='None of the 6'): make(tmp_path, in_memory=False, valid_pct=.5, bs=1)
+
 @modes
 def test_all_files_unreadable_is_an_error_not_a_crash(tmp_path, in_memory):
     for i in range(5): (tmp_path/f'{i}.jpg').write_bytes(b'x')
