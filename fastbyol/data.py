@@ -195,7 +195,7 @@ class MemoryDL(TfmdDL):
     def do_batch(self, b): return self.create_batch(b)
     def new(self, dataset=None, cls=None, **kwargs):
         if (dataset is None or dataset is self.dataset) and cls in (None, MemoryDL): kwargs = dict(images=self.kept, rows=self.rows, **kwargs)
-        else: cls = ifnone(None if cls is MemoryDL else cls, TfmdDL)
+        else: cls = ifnone(None if cls is MemoryDL else cls, _SkipReport)
         return super().new(dataset, cls, **kwargs)
 
 # %% ../nbs/04_data.ipynb #44b34058
@@ -234,19 +234,23 @@ class OpenImage(Transform):
     def encodes(self, fn:Path)->TensorImage:
         try: return TensorImage(load_square(fn, self.n_in, self.size, self.open_fn))
         except (MemoryError,OpenFnError): raise
-        except Exception:
+        except Exception as e:
             if self.flags is not None and fn in self.index: self.flags[self.index[fn]] = 1 # shared with the worker processes
-            raise SkipItemException(f'{fn} cannot be read')
+            raise SkipItemException(f'{fn} cannot be read ({e})')
     def decodes(self, x:TensorImage): return x
 
 class _SkipReport(TfmdDL):
-    "A `TfmdDL` that warns, after an epoch, of files it had to skip"
+    "A `TfmdDL` that warns, after an epoch, of files it had to skip; given other files, as by `dls.test_dl`, it skips none"
     def __init__(self, dataset, flags=None, files=None, told=None, **kwargs):
-        self.flags,self.files,self.told = flags,files,told # which files were skipped, all files, which of them were told of
+        self.flags,self.files,self.told = flags,files,told # which files were skipped (None: none may be), all files, which of them were told of
         super().__init__(dataset, **kwargs)
     def new(self, dataset=None, cls=None, **kwargs):
         if dataset is None or dataset is self.dataset: kwargs = dict(flags=self.flags, files=self.files, told=self.told, **kwargs)
         return super().new(dataset, cls, **kwargs)
+    def do_item(self, s):
+        try: return self.after_item(self.create_item(s))
+        except SkipItemException as e:
+            if self.flags is None: raise ValueError(f"{e}: leave it out, so that each file has its row") from e
     def after_iter(self):
         super().after_iter()
         if self.flags is None: return

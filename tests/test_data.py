@@ -181,6 +181,12 @@ def test_test_dl_takes_new_files(tmp_path, in_memory):
     torch.testing.assert_close(to_unit(x, find_normalize(dls)), torch.stack([load_square(f,3,20) for f in new]).float()/255, atol=1e-5, rtol=0)
 
 @modes
+@pytest.mark.parametrize('place,workers', [(0,0),(1,0),(1,2)])
+def test_a_test_set_loses_no_row_to_a_broken_file(tmp_path, in_memory, place, workers):
+    dls = make(write(tmp_path/'a'), in_memory=in_memory); new = find_images(write(tmp_path/'b', 3)); cut_short(new[place])
+    with pytest.raises(ValueError, match=f'{new[place].name} cannot be read .*truncated.*leave it out'): list(dls.test_dl(new, num_workers=workers))
+
+@modes
 def test_an_empty_validation_set_is_allowed(tmp_path, in_memory):
     dls = make(write(tmp_path), in_memory=in_memory, valid_pct=0); assert len(dls.valid)==0 and list(dls.valid)==[]
 
