@@ -183,6 +183,7 @@ class MemoryDL(TfmdDL):
         images:Tensor|KeptImages=None, # uint8, (n, c, h, w), on any device
         rows:Tensor=None, # which row of `images` each item of `dataset` is, (len(dataset),)
         num_workers:int=0, # not used: a lookup is quicker than a process
+        pin_memory:bool=False, # not used: a batch may be on the device already, and such a one cannot be pinned
         **kwargs # further arguments of `TfmdDL`
     ):
         self.kept,self.rows = images if isinstance(images, KeptImages) else KeptImages(images),rows

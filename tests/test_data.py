@@ -273,6 +273,11 @@ def test_images_on_disk_move_too_and_in_parts(tmp_path, monkeypatch):
     x = torch.randint(0, 256, (7,3,3000,3000), dtype=torch.uint8); k = KeptImages(x) # more than one part
     k.move(cpu); assert torch.equal(k.images, x) and k.images.data_ptr()!=x.data_ptr()
 
+def test_batches_that_may_be_on_the_device_are_not_pinned(tmp_path):
+    dls = make(write(tmp_path), pin_memory=True, in_memory=True)
+    for dl in (dls.train, dls.valid.new(), dls.train.new(pin_memory=True)): assert not dl.pin_memory and not dl.fake_l.pin_memory
+    assert make(tmp_path, pin_memory=True, in_memory=False).train.fake_l.pin_memory
+
 def test_a_device_that_fills_up_meanwhile_leaves_the_images_where_they_are(tmp_path, monkeypatch):
     monkeypatch.setattr(D, '_free_on', lambda d: 1e9); dls = make(write(tmp_path), device='meta')
     def full(*a): raise torch.OutOfMemoryError('full')
