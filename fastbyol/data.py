@@ -10,7 +10,7 @@ __all__ = ['image_exts', 'find_images', 'open_image', 'square_image', 'OpenFnErr
            'unlabelled_dls', 'few_labels', 'split_files', 'labelled_loaders']
 
 # %% ../nbs/04_data.ipynb #76ff1ea6
-import os
+import math,os,psutil
 from concurrent.futures import ThreadPoolExecutor
 from PIL import Image, ImageOps
 from fastai.vision.all import *
@@ -259,10 +259,23 @@ class _SkipReport(TfmdDL):
         self.told.update(self.flags.nonzero().flatten().tolist())
         warn_unreadable([(f,'cannot be decoded') for f in bad], len(self.files))
 
+def _cgroup_room(root=Path('/')):
+    "Memory that the control groups of this process leave it, such as that of a container or of a job of a batch system; infinite where none limits it"
+    try: groups = re.findall(r'^\d+:(memory|):/(.*)$', (root/'proc/self/cgroup').read_text(), re.M)
+    except OSError: groups = [] # not on Linux
+    rooms = [math.inf]
+    for kind,path in groups:
+        limit,used = ('memory.limit_in_bytes','memory.usage_in_bytes') if kind else ('memory.max','memory.current') # version 1 or 2
+        top = root/'sys/fs/cgroup'/kind
+        for d in (top/path, *(top/path).parents): # those around a group limit it, too
+            # what was read from files long ago gives way
+            try: rooms.append(int((d/limit).read_text()) - int((d/used).read_text()) + int(re.search(r'^(?:total_)?inactive_file (\d+)', (d/'memory.stat').read_text(), re.M)[1]))
+            except (OSError,ValueError,TypeError): pass # no group, or no limit
+    return max(0, min(rooms))
+
 def _free_memory()->int: # bytes
-    "Memory that is free for use now"
-    try: return int(re.search(r'MemAvailable:\s+(\d+)', Path('/proc/meminfo').read_text())[1])*1024
-    except (OSError,TypeError): return os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')//2 # where there is no /proc
+    "Memory that is free for this process now"
+    return min(psutil.virtual_memory().available, _cgroup_room())
 
 # %% ../nbs/04_data.ipynb #f57aacb6
 def unlabelled_dls(

@@ -283,6 +283,30 @@ def test_a_device_that_fills_up_meanwhile_leaves_the_images_where_they_are(tmp_p
     def full(*a): raise torch.OutOfMemoryError('full')
     monkeypatch.setattr(KeptImages, 'move', full); assert not move_images(dls) and dls.train.images.device==cpu
 
+def cgroup(path, limit, used, inactive, v=2):
+    path.mkdir(parents=True, exist_ok=True)
+    for nm,o in zip(('memory.max','memory.current') if v==2 else ('memory.limit_in_bytes','memory.usage_in_bytes'), (limit,used)): (path/nm).write_text(f'{o}\n')
+    (path/'memory.stat').write_text(f'anon 5\nactive_file 7\ninactive_file {inactive}\n')
+
+@pytest.mark.parametrize('v,lines', [(2,'0::/job/step\n'), (1,'12:cpu,cpuacct:/\n9:memory:/job/step\n')])
+def test_free_memory_is_that_of_the_container_or_job(tmp_path, monkeypatch, v, lines):
+    assert D._cgroup_room(tmp_path)==math.inf # no such system
+    (tmp_path/'proc/self').mkdir(parents=True); (tmp_path/'proc/self/cgroup').write_text(lines); assert D._cgroup_room(tmp_path)==math.inf
+    top = tmp_path/'sys/fs/cgroup'/('' if v==2 else 'memory')
+    cgroup(top, 'max' if v==2 else 2**63-4096, 900, 0, v); assert D._cgroup_room(tmp_path)>2**62 # no limit
+    cgroup(top/'job', 1000, 700, 50, v); assert D._cgroup_room(tmp_path)==350
+    cgroup(top/'job'/'step', 400, 300, 20, v); assert D._cgroup_room(tmp_path)==120
+    cgroup(top/'job'/'step', 400, 500, 20, v); assert D._cgroup_room(tmp_path)==0
+    monkeypatch.setattr(D.psutil, 'virtual_memory', lambda: SimpleNamespace(available=200))
+    for room,want in ((math.inf,200), (70,70)): monkeypatch.setattr(D, '_cgroup_room', lambda: room); assert D._free_memory()==want
+
+def test_free_memory_without_proc_and_sysconf(monkeypatch):
+    monkeypatch.delattr(os, 'sysconf', raising=False); read = Path.read_text
+    def none(self, *a, **kw):
+        if str(self).startswith(('/proc','/sys')): raise FileNotFoundError(self)
+        return read(self, *a, **kw)
+    monkeypatch.setattr(Path, 'read_text', none); assert D._free_memory()>2**20
+
 def test_free_memory_is_asked_of_the_driver(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda d: (7,9)); assert D._free_on(torch.device('cuda:0'))==7 and D._free_on(cpu)==0
 
