@@ -402,9 +402,11 @@ def split_files(
     if (path/'train').is_dir() and test_dir is not None: train,test = find_images(path/'train'),find_images(test_dir)
     else:
         groups,rng,train,test = groupby(find_images(path), lambda f: f.parent.name),random.Random(seed),[],[]
+        one = [k for k in sorted(groups) if len(groups[k])<2]
+        if one and len(groups)>1: raise ValueError(f"Each class needs 2 images or more, one to train on and one to put aside, but there is only 1 of {', '.join(one[:5])} under {path}: add images, or take the folder away")
         for k in sorted(groups):
             fs = sorted(groups[k]); rng.shuffle(fs)
-            n = max(1, round(len(fs)*test_pct))
+            n = min(max(1, round(len(fs)*test_pct)), len(fs)-1)
             test += fs[:n]; train += fs[n:]
     a,b = ({f.parent.name for f in o} for o in (train,test))
     if len(a)<2: raise ValueError(f"Labels are the names of folders, and there must be a folder for each class: found {', '.join(sorted(a|b)) or 'none'} under {path}")
@@ -417,7 +419,7 @@ def labelled_loaders(
     test:list, # files put aside; of classes that training has
     size:int, # side of the images, in pixels
     n_in:int=3, # channels
-    bs:int=64, # images per batch
+    bs:int=64, # images per batch, all of them where there are fewer
 )->DataLoaders: # `(TensorImage, TensorCategory)` in [0,1], with `vocab`
     "Labelled images, decoded once and kept in memory: for evaluating, so without random transforms"
     vocab = CategoryMap({f.parent.name for f in train})
@@ -425,7 +427,7 @@ def labelled_loaders(
         images,good,bad = decode_images(files, size, n_in)
         warn_unreadable(bad, len(files))
         items = [(TensorImage(x), TensorCategory(vocab.o2i[f.parent.name])) for x,f in zip(images, good) if f.parent.name in vocab.o2i]
-        return TfmdDL(items, bs=bs, num_workers=0, after_batch=[IntToFloatTensor()], device=default_device(), **kw)
+        return TfmdDL(items, bs=max(1, min(bs, len(items))), num_workers=0, after_batch=[IntToFloatTensor()], device=default_device(), **kw)
     dls = DataLoaders(dl(train, shuffle=True, drop_last=True), dl(test), device=default_device())
     dls.vocab = vocab
     return dls

@@ -392,6 +392,17 @@ def test_a_folder_that_is_split_already_stays_so(tmp_path):
     train,test = split_files(tmp_path)
     assert (len(train),len(test))==(24,6) and all('val' in f.parts for f in test)
 
+def test_two_images_are_enough_for_both_parts(tmp_path):
+    train,test = split_files(class_folders(tmp_path, 2), test_pct=.9); assert [[f.parent.name for f in o] for o in (train,test)]==[['a','b']]*2
+
+def test_a_class_of_one_image_is_named(tmp_path):
+    class_folders(tmp_path, 4, 'abc'); [(tmp_path/'b'/f'{i}.png').unlink() for i in range(3)]
+    with pytest.raises(ValueError, match='only 1 of b under'): split_files(tmp_path)
+
+def test_fewer_labelled_images_than_a_batch_are_a_batch(tmp_path):
+    train,test = split_files(class_folders(tmp_path, 10)); dls = labelled_loaders(train, test, 8); assert [len(y) for _,y in dls.train]==[14] and [len(y) for _,y in dls.valid]==[6]
+    assert [len(y) for _,y in labelled_loaders(train, test, 8, bs=4).train]==[4]*3
+
 def test_a_split_that_cannot_be_is_an_error(tmp_path):
     class_folders(tmp_path/'y'/'train'); class_folders(tmp_path/'y'/'val', 3, 'ac')
     with pytest.raises(ValueError, match='training lacks: c'): split_files(tmp_path/'y')
