@@ -278,6 +278,9 @@ def _free_memory()->int: # bytes
     return min(psutil.virtual_memory().available, _cgroup_room())
 
 # %% ../nbs/04_data.ipynb #f57aacb6
+# arguments of `TfmdDL` that follow from what the loaders are, and what to do instead
+_settled = dict(shuffle='`dls.train.new(shuffle=...)`', drop_last='`dls.train.new(drop_last=...)`', after_item='`open_fn`, or `batch_tfms`', before_batch='`batch_tfms`', after_batch='`batch_tfms`')
+
 def unlabelled_dls(
     path:str|Path|list, # folder of images, any nesting and formats, or a list of files
     size:int=224, # side of the views that will be made, in pixels
@@ -295,11 +298,15 @@ def unlabelled_dls(
     **kwargs # further arguments of fastai's `TfmdDL`
 )->DataLoaders: # batches are `(TensorImage,)`: (bs, n_in, item_size, item_size) in [0,1]
     "`DataLoaders` of unlabelled images for pretraining; files that cannot be read are left out, with a warning"
+    # a number of NumPy would be no plain argument to the cache, and could not be noted in a file
+    size,bs,n_in,item_size = (int(o) if isinstance(o, np.integer) else o for o in (size,bs,n_in,item_size))
     check_view_size(size)
+    for o in _settled.keys() & kwargs: raise TypeError(f"`{o}` is no argument of `unlabelled_dls`, which decides on it itself: leave it out, and use {_settled[o]}")
     if not 0<=valid_pct<1: raise ValueError(f"`valid_pct` is a part of the images, in [0,1), got {valid_pct!r}")
-    check_counts(bs=bs)
+    item_size = ifnone(item_size, size*5//4)
+    check_counts(bs=bs, item_size=item_size, n_in=n_in)
     if open_fn is None and n_in not in (1,3,4): raise ValueError(f"PIL reads images of 1, 3 or 4 channels, got n_in={n_in}: pass `open_fn`, a function from a file to a uint8 array ({n_in}, h, w)")
-    files,item_size = find_images(path),item_size or size*5//4
+    files = find_images(path)
     if in_memory not in (True,False,'auto','disk','device'): raise ValueError(f"`in_memory` is True, False, 'auto', 'disk' or 'device', got {in_memory!r}")
     opener,auto,kept = OpenImage(item_size, n_in, open_fn),in_memory=='auto',None
     # of several processes on this machine each keeps the images

@@ -328,10 +328,21 @@ def test_the_list_of_bad_files_is_cut_but_counted(tmp_path):
     assert len(w)==1
 
 @pytest.mark.parametrize('kw,msg', [(dict(size=4),'at least 8'), (dict(size=32.),'whole number'), (dict(valid_pct=1.),'valid_pct'), (dict(valid_pct=-.1),'valid_pct'),
-    (dict(bs=0),'bs'), (dict(bs=64),'bs='), (dict(n_in=2),'open_fn')])
+    (dict(bs=0),'bs'), (dict(bs=64),'bs='), (dict(n_in=2),'open_fn'), (dict(item_size=-3),'item_size'), (dict(item_size=0),'item_size'), (dict(bs=True),'bs'), (dict(size=True),'whole number')])
 def test_wrong_arguments_are_errors_with_a_remedy(tmp_path, kw, msg):
     write(tmp_path)
     with pytest.raises(ValueError, match=msg): make(tmp_path, **kw)
+
+@modes
+@pytest.mark.parametrize('kw', [dict(shuffle=False), dict(drop_last=False), dict(after_item=[]), dict(before_batch=[]), dict(after_batch=[])], ids=str)
+def test_what_the_loaders_decide_on_is_refused_by_name(tmp_path, in_memory, kw):
+    nm, = kw
+    with pytest.raises(TypeError, match=f'`{nm}` is no argument .* use `'): make(write(tmp_path), in_memory=in_memory, **kw)
+
+@modes
+def test_numbers_of_numpy_are_whole_numbers(tmp_path, in_memory):
+    dls = make(write(tmp_path), in_memory=in_memory, bs=np.int64(4), size=np.int64(16), item_size=np.int32(20), n_in=np.int64(3))
+    assert dls.one_batch()[0].shape==(4,3,20,20) and type(dls.view_size) is int
 
 def five_channels(f): return np.zeros((5,20,20), np.uint8)
 def floats(f): return np.zeros((3,20,20), np.float32)
