@@ -64,12 +64,13 @@ class LayerBody(nn.Module):
 
     def forward(self, x):
         out = []
+        def keep(m, i, o): out[:] = [o.clone() if isinstance(o, Tensor) else o] # what follows may work in place
         # a hook for the time of one call: one that stays would not survive `deepcopy`, which makes the target
-        hook = self.module.get_submodule(self.layer).register_forward_hook(lambda m,i,o: out.append(o))
+        hook = self.module.get_submodule(self.layer).register_forward_hook(keep)
         try: self.module(x)
         finally: hook.remove()
         if not out: raise ValueError(f"Layer {self.layer!r} never ran: these do: {', '.join(self.layers_that_run(x))}")
-        return out[-1].flatten(1) if self.flatten else out[-1]
+        return out[0].flatten(1) if self.flatten else out[0]
 
     def layers_that_run(self,
         x:Tensor # images, (bs, c, h, w)
@@ -92,7 +93,7 @@ def small_stem_(
     body:nn.Module # a resnet of torchvision, fastai or timm, or its body
 )->nn.Module: # the same, changed in place
     "Give a resnet the stem for images of about 32 pixels: 3×3, stride 1, no max-pool. A 7×7 stem starts from new weights."
-    m = body.model if isinstance(body, TimmBody) else body
+    m = body.model if isinstance(body, TimmBody) else body.module if isinstance(body, LayerBody) else body
     if isinstance(m, (TimmResNet, torchvision.models.ResNet)):
         if isinstance(m.conv1, nn.Sequential): m.conv1[0].stride = (1,1) # timm's deep stem is three 3×3 convolutions already
         else: m.conv1 = _conv3x3(m.conv1)
@@ -131,7 +132,7 @@ class BodySpec:
         if fixed: raise TypeError(f"`{fixed[0]}` follows from what a body is: leave it out{', and give `n_in`' if fixed[0]=='in_chans' else ''}")
         if layer is not None and not isinstance(arch, nn.Module): raise TypeError(f"`layer` is for an `nn.Module`: pass a built network, got {self._nm(arch)}")
         store_attr(but='kwargs'); self.kwargs = kwargs
-        self.n_features,self.stats,self.nhwc,self.fmt = None,None,False,None
+        self.n_features,self.stats,self.nhwc,self.fmt,self._side = None,None,False,None,None
 
     @staticmethod
     def _nm(arch): return arch if isinstance(arch, str) else type(arch).__name__ if isinstance(arch, nn.Module) else getattr(arch, '__name__', str(arch))
@@ -151,10 +152,11 @@ class BodySpec:
         elif isinstance(self.arch, nn.Module): body,cfg = self._build_module(pretrained),{}
         else:                                  body,cfg = self._build_callable(pretrained),{}
         if self.small_stem: small_stem_(body)
-        self.nhwc = getattr(getattr(body, 'model', body), 'output_fmt', None)=='NHWC'
         self.stats = self._stats(cfg)
         sizes = [self.size] if self.size else self._sizes(cfg)
-        self.n_features,self.fmt = self._probe(body, sizes)
+        y,self._side = self._probe(body, sizes)
+        self.nhwc = getattr(body.model, 'output_fmt', None)=='NHWC' if isinstance(self.arch, str) else y.ndim==4 and self._is_nhwc(body, y)
+        self.n_features,self.fmt = pool_features(y, self.nhwc).shape[1],{2:'flat',3:'tokens',4:'map'}[y.ndim]
         return body
 
     def _build_timm(self, pretrained):
@@ -162,7 +164,13 @@ class BodySpec:
         return m[0],cfg
 
     def _build_callable(self, pretrained):
-        try: return create_vision_model(self.arch, 1, pretrained=pretrained, n_in=self.n_in, custom_head=nn.Identity())[0]
+        def cut(net):
+            "As fastai cuts, which is right where the children of `net` run one after the other"
+            body = create_body(net, cut=model_meta.get(self.arch, {}).get('cut'))
+            kept,n = (sum(p.numel() for p in m.parameters() if p.ndim==4) for m in (body,net))
+            if kept<n/10: raise ValueError(f"`vision_learner` would keep {kept:,} of the {n:,} weights of {self.name}'s convolutions: pass a timm name, or the built `nn.Module` with `layer=`")
+            return body
+        try: return create_vision_model(self.arch, 1, pretrained=pretrained, n_in=self.n_in, cut=cut, custom_head=nn.Identity())[0]
         except (TypeError,StopIteration,AssertionError) as e:
             raise ValueError(f"`vision_learner` cannot build a body from {self.name} ({e!r}): pass a timm name, or the built `nn.Module` with `layer=`") from e
 
@@ -183,17 +191,25 @@ class BodySpec:
         return [64,32,28] if self.small_stem else [64,224,32,28,96,128,160,192,256,384]
 
     def _probe(self, body, sizes):
-        "Width of the representation, and the kind of the body's output: 'flat', 'tokens' or 'map'"
+        "What the body returns at the first of `sizes` that it takes, and that size"
         errs = []
         for sz in sizes:
             try: y = run_body(body, self.n_in, sz)
             except (RuntimeError,AssertionError,IndexError,TypeError) as e: errs.append(f'{sz} px: {e}')
             else:
                 if not isinstance(y, Tensor): raise ValueError(f"{self.name} returns a {type(y).__name__}, not a tensor: name the `layer` whose output is the representation")
-                return pool_features(y, self.nhwc).shape[1],{2:'flat',3:'tokens',4:'map'}[y.ndim]
-        if n:=re.search(r'to have (\d+) channels, but got', errs[0]): # of no size, then
+                return y,sz
+        n,conv = re.search(r'to have (\d+) channels, but got', errs[0]),first(m for m in body.modules() if isinstance(m, nn.Conv2d))
+        if n and conv and int(n[1])==conv.in_channels: # it is not the size
             raise ValueError(f"{self.name} takes images of {n[1]} channels, not of {self.n_in}: build it for {self.n_in}, or read the images with `n_in={n[1]}`")
-        raise ValueError(f"{self.name} could not be run on images of {self.n_in} channels: pass `size=`, the side of your images, and `n_in`. Tried {'; '.join(errs)}"[:1000])
+        raise ValueError(f"{self.name} could not be run on images of {self.n_in} channels: pass `size=`, the side of your images, and `n_in`{', or a timm name, or the built `nn.Module` with `layer=`' if not isinstance(self.arch, (str,nn.Module)) else ''}. Tried {'; '.join(errs)}"[:1000])
+
+    def _is_nhwc(self, body, y):
+        "Is the feature map `y` (bs, h, w, n)? A larger image has a larger h, and the same n"
+        try: z = run_body(body, self.n_in, 2*self._side)
+        except Exception: z = y # it takes one size only
+        _,h,w,n = (a!=b for a,b in zip(y.shape, z.shape))
+        return h and not n if h or w or n else y.shape[1]==y.shape[2]!=y.shape[3] # the image is square
 
     def check_size(self,
         body:nn.Module, # what `build` returned
@@ -206,7 +222,7 @@ class BodySpec:
             fix = f"it takes {', '.join(map(str,takes))} px: use `size={takes[0]}`" if takes else 'try a larger `size`'
             if isinstance(self.arch, str): fix += f", or build it for your images with `BYOL({self.arch!r}, img_size={size})` where timm offers that"
             raise ValueError(f"{self.name} cannot take images of {size} px ({e}): {fix}") from e
-        if n!=self.n_features: raise ValueError(f"{self.name} gives {n} features at {size} px but {self.n_features} at {self.size} px, for which it was built: use that size, or build with `size={size}`")
+        if n!=self.n_features: raise ValueError(f"{self.name} gives {n} features at {size} px but {self.n_features} at {self._side} px, for which it was built: use that size, or build with `size={size}`")
 
     def _body_sizes(self, body):
         cfg = getattr(getattr(body, 'model', None), 'default_cfg', {})

@@ -8,7 +8,7 @@ Docs: https://fastbyol.github.io/fastbyol/cache.html.md"""
 __all__ = ['decode_each', 'identity', 'cache_folder', 'open_cache', 'CacheError', 'cached_images', 'clear_cache']
 
 # %% ../nbs/03a_cache.ipynb #4e746c77
-import contextlib,dis,hashlib,json,mmap,os,platform,secrets,shutil,stat,struct,sys,time,types,zlib
+import contextlib,dis,hashlib,importlib,json,mmap,os,platform,secrets,shutil,stat,struct,sys,time,types,zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from fastcore.imports import IN_NOTEBOOK
@@ -26,12 +26,12 @@ def _bar(it, total, comment, show=None):
 def decode_each(
     files:list, # image files
     make:callable, # decodes a file
-    mistakes:tuple=(), # exceptions that no file is to blame for: they end the work
+    mistakes:tuple=(), # exceptions that no file is to blame for: they end the work, as a `MemoryError` does
 ):
     "Each of `files`, in order, with what `make` returns for it, or what is wrong with it as a string; in parallel"
     def one(fn):
         try: return make(fn)
-        except mistakes: raise
+        except (MemoryError,*mistakes): raise
         except Exception as e: return f'{type(e).__name__}: {e}'
     n,todo = min(32, defaults.cpus),deque()
     with ThreadPoolExecutor(n) as ex: # PIL decodes without the GIL
@@ -44,8 +44,9 @@ def decode_each(
 
 # %% ../nbs/03a_cache.ipynb #a1e53c60
 def _version(module):
-    "Version of the package that `module` is in; None where it has none, such as a script or a notebook"
-    return getattr(sys.modules.get((module or '').split('.')[0]), '__version__', None)
+    "Version of the package that `module` is in, Python's for its own; None where it has none, such as a script or a notebook"
+    top = (module or '').split('.')[0]
+    return sys.version_info[:2] if top in sys.stdlib_module_names else getattr(sys.modules.get(top), '__version__', None)
 
 def _code_of(c):
     "What a code object does: its instructions, names and constants, without places in the source"
@@ -60,7 +61,23 @@ def _globals_of(c):
     inner = [_globals_of(o) for o in c.co_consts if isinstance(o, types.CodeType)]
     return {o.argval for o in dis.get_instructions(c) if o.opname=='LOAD_GLOBAL'}.union(*inner)
 
+def _imports_of(c):
+    "Packages that a code object imports; '' among them where a name is relative"
+    ins = list(dis.get_instructions(c))
+    here = {o.argval.split('.')[0] if ins[i-2].argval==0 else '' for i,o in enumerate(ins) if o.opname=='IMPORT_NAME'} # the level is loaded two before
+    return here.union(*[_imports_of(o) for o in c.co_consts if isinstance(o, types.CodeType)])
+
 class _Unknown(Exception): pass
+
+def _named(module, *name):
+    "What is known by the version of its package"
+    if (v:=_version(module)) is None: raise _Unknown
+    return [module, *name, str(v)]
+
+def _import(nm):
+    "The package `nm`, as a function imports it later"
+    try: return importlib.import_module(nm)
+    except (ImportError,ValueError): raise _Unknown
 
 def _describe(o, seen):
     if o is None or isinstance(o, (bool,int,float,str,bytes,Path)): return repr(o)
@@ -68,15 +85,15 @@ def _describe(o, seen):
     if isinstance(o, (set,frozenset)): return [type(o).__name__, sorted(json.dumps(_describe(x, seen)) for x in o)]
     if isinstance(o, dict): return ['dict', [[_describe(k, seen),_describe(v, seen)] for k,v in o.items()]]
     if isinstance(o, partial): return ['partial', _describe(o.func, seen), _describe(o.args, seen), _describe(o.keywords, seen)]
-    if isinstance(o, types.ModuleType): return ['module', o.__name__, _version(o.__name__)]
-    if isinstance(o, type) or isinstance(o, types.BuiltinFunctionType) and isinstance(o.__self__, (types.ModuleType,types.NoneType)): return ['name', o.__module__, o.__qualname__, _version(o.__module__)]
+    if isinstance(o, types.ModuleType): return _named(o.__name__)
+    if isinstance(o, type) or isinstance(o, types.BuiltinFunctionType) and isinstance(o.__self__, (types.ModuleType,types.NoneType)): return _named(o.__module__, o.__qualname__)
     if not isinstance(o, types.FunctionType) or o.__closure__ or '<' in o.__qualname__: raise _Unknown
+    # a package with a version is known by it; all other code, and our own, is looked at
+    if _version(o.__module__) and o.__module__.split('.')[0]!='fastbyol': return _named(o.__module__, o.__qualname__)
     name = [o.__module__, o.__qualname__]
     if id(o) in seen: return name
     seen.add(id(o))
-    # a package with a version is known by it; all other code, and our own, is looked at
-    if _version(o.__module__) and o.__module__.split('.')[0]!='fastbyol': return [*name, _version(o.__module__)]
-    return [*name, _code_of(o.__code__), _describe(o.__defaults__, seen), _describe(o.__kwdefaults__, seen),
+    return [*name, _code_of(o.__code__), _describe(o.__defaults__, seen), _describe(o.__kwdefaults__, seen), [_describe(_import(nm), seen) for nm in sorted(_imports_of(o.__code__))],
             [[nm, _describe(o.__globals__[nm], seen)] for nm in sorted(_globals_of(o.__code__)) if nm in o.__globals__]]
 
 def identity(
@@ -226,7 +243,7 @@ def cached_images(
     "Decode `files` once, to a file that is mapped; those that cannot be read are left out and listed"
     what = identity(make)
     if what is None: raise CacheError("Decoded images are kept on disk only where it can be told, another time, that they were opened in the same way: "
-        "let the function that opens them be one of a module, or a `partial` of one with plain arguments, and no lambda, method or function within a function")
+        "let the function that opens them be one of a module, or a `partial` of one with plain arguments, and no lambda, method or function within a function; and let it use no module or class of your own, unless its package has a `__version__`")
     folder,files = cache_folder(cache_dir),list(files)
     names,stamps = _keys(files, [_format, what, list(shape)])
     file = folder/f'{names}-{stamps}.images'
@@ -239,6 +256,8 @@ def cached_images(
         except ValueError as e:
             if tell: warnings.warn(f"{file} {e}: the images are decoded anew")
             return None
+        # what could not be read may be now, as a file that there was no right to read, or under `ImageFile.LOAD_TRUNCATED_IMAGES`
+        if any(not isinstance(a, str) for _,a in decode_each([files[i] for i,_ in res[1]], make, mistakes)): return None
         with contextlib.suppress(OSError): os.utime(file) # for `clear_cache`: when it was used last; the folder may belong to others
         return res
     res = opened()

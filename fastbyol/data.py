@@ -10,7 +10,7 @@ __all__ = ['image_exts', 'find_images', 'open_image', 'square_image', 'OpenFnErr
            'unlabelled_dls', 'few_labels', 'split_files', 'labelled_loaders']
 
 # %% ../nbs/04_data.ipynb #76ff1ea6
-import os
+import math,os,psutil
 from concurrent.futures import ThreadPoolExecutor
 from PIL import Image, ImageOps
 from fastai.vision.all import *
@@ -183,6 +183,7 @@ class MemoryDL(TfmdDL):
         images:Tensor|KeptImages=None, # uint8, (n, c, h, w), on any device
         rows:Tensor=None, # which row of `images` each item of `dataset` is, (len(dataset),)
         num_workers:int=0, # not used: a lookup is quicker than a process
+        pin_memory:bool=False, # not used: a batch may be on the device already, and such a one cannot be pinned
         **kwargs # further arguments of `TfmdDL`
     ):
         self.kept,self.rows = images if isinstance(images, KeptImages) else KeptImages(images),rows
@@ -195,7 +196,7 @@ class MemoryDL(TfmdDL):
     def do_batch(self, b): return self.create_batch(b)
     def new(self, dataset=None, cls=None, **kwargs):
         if (dataset is None or dataset is self.dataset) and cls in (None, MemoryDL): kwargs = dict(images=self.kept, rows=self.rows, **kwargs)
-        else: cls = ifnone(None if cls is MemoryDL else cls, TfmdDL)
+        else: cls = ifnone(None if cls is MemoryDL else cls, _SkipReport)
         return super().new(dataset, cls, **kwargs)
 
 # %% ../nbs/04_data.ipynb #44b34058
@@ -233,20 +234,24 @@ class OpenImage(Transform):
         super().__init__()
     def encodes(self, fn:Path)->TensorImage:
         try: return TensorImage(load_square(fn, self.n_in, self.size, self.open_fn))
-        except OpenFnError: raise
-        except Exception:
+        except (MemoryError,OpenFnError): raise
+        except Exception as e:
             if self.flags is not None and fn in self.index: self.flags[self.index[fn]] = 1 # shared with the worker processes
-            raise SkipItemException(f'{fn} cannot be read')
+            raise SkipItemException(f'{fn} cannot be read ({e})')
     def decodes(self, x:TensorImage): return x
 
 class _SkipReport(TfmdDL):
-    "A `TfmdDL` that warns, after an epoch, of files it had to skip"
+    "A `TfmdDL` that warns, after an epoch, of files it had to skip; given other files, as by `dls.test_dl`, it skips none"
     def __init__(self, dataset, flags=None, files=None, told=None, **kwargs):
-        self.flags,self.files,self.told = flags,files,told # which files were skipped, all files, which of them were told of
+        self.flags,self.files,self.told = flags,files,told # which files were skipped (None: none may be), all files, which of them were told of
         super().__init__(dataset, **kwargs)
     def new(self, dataset=None, cls=None, **kwargs):
         if dataset is None or dataset is self.dataset: kwargs = dict(flags=self.flags, files=self.files, told=self.told, **kwargs)
         return super().new(dataset, cls, **kwargs)
+    def do_item(self, s):
+        try: return self.after_item(self.create_item(s))
+        except SkipItemException as e:
+            if self.flags is None: raise ValueError(f"{e}: leave it out, so that each file has its row") from e
     def after_iter(self):
         super().after_iter()
         if self.flags is None: return
@@ -254,12 +259,28 @@ class _SkipReport(TfmdDL):
         self.told.update(self.flags.nonzero().flatten().tolist())
         warn_unreadable([(f,'cannot be decoded') for f in bad], len(self.files))
 
+def _cgroup_room(root=Path('/')):
+    "Memory that the control groups of this process leave it, such as that of a container or of a job of a batch system; infinite where none limits it"
+    try: groups = re.findall(r'^\d+:(memory|):/(.*)$', (root/'proc/self/cgroup').read_text(), re.M)
+    except OSError: groups = [] # not on Linux
+    rooms = [math.inf]
+    for kind,path in groups:
+        limit,used = ('memory.limit_in_bytes','memory.usage_in_bytes') if kind else ('memory.max','memory.current') # version 1 or 2
+        top = root/'sys/fs/cgroup'/kind
+        for d in (top/path, *(top/path).parents): # those around a group limit it, too
+            # what was read from files long ago gives way
+            try: rooms.append(int((d/limit).read_text()) - int((d/used).read_text()) + int(re.search(r'^(?:total_)?inactive_file (\d+)', (d/'memory.stat').read_text(), re.M)[1]))
+            except (OSError,ValueError,TypeError): pass # no group, or no limit
+    return max(0, min(rooms))
+
 def _free_memory()->int: # bytes
-    "Memory that is free for use now"
-    try: return int(re.search(r'MemAvailable:\s+(\d+)', Path('/proc/meminfo').read_text())[1])*1024
-    except (OSError,TypeError): return os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')//2 # where there is no /proc
+    "Memory that is free for this process now"
+    return min(psutil.virtual_memory().available, _cgroup_room())
 
 # %% ../nbs/04_data.ipynb #f57aacb6
+# arguments of `TfmdDL` that follow from what the loaders are, and what to do instead
+_settled = dict(shuffle='`dls.train.new(shuffle=...)`', drop_last='`dls.train.new(drop_last=...)`', after_item='`open_fn`, or `batch_tfms`', before_batch='`batch_tfms`', after_batch='`batch_tfms`')
+
 def unlabelled_dls(
     path:str|Path|list, # folder of images, any nesting and formats, or a list of files
     size:int=224, # side of the views that will be made, in pixels
@@ -277,11 +298,15 @@ def unlabelled_dls(
     **kwargs # further arguments of fastai's `TfmdDL`
 )->DataLoaders: # batches are `(TensorImage,)`: (bs, n_in, item_size, item_size) in [0,1]
     "`DataLoaders` of unlabelled images for pretraining; files that cannot be read are left out, with a warning"
+    # a number of NumPy would be no plain argument to the cache, and could not be noted in a file
+    size,bs,n_in,item_size = (int(o) if isinstance(o, np.integer) else o for o in (size,bs,n_in,item_size))
     check_view_size(size)
+    for o in _settled.keys() & kwargs: raise TypeError(f"`{o}` is no argument of `unlabelled_dls`, which decides on it itself: leave it out, and use {_settled[o]}")
     if not 0<=valid_pct<1: raise ValueError(f"`valid_pct` is a part of the images, in [0,1), got {valid_pct!r}")
-    check_counts(bs=bs)
+    item_size = ifnone(item_size, size*5//4)
+    check_counts(bs=bs, item_size=item_size, n_in=n_in)
     if open_fn is None and n_in not in (1,3,4): raise ValueError(f"PIL reads images of 1, 3 or 4 channels, got n_in={n_in}: pass `open_fn`, a function from a file to a uint8 array ({n_in}, h, w)")
-    files,item_size = find_images(path),item_size or size*5//4
+    files = find_images(path)
     if in_memory not in (True,False,'auto','disk','device'): raise ValueError(f"`in_memory` is True, False, 'auto', 'disk' or 'device', got {in_memory!r}")
     opener,auto,kept = OpenImage(item_size, n_in, open_fn),in_memory=='auto',None
     # of several processes on this machine each keeps the images
@@ -291,12 +316,15 @@ def unlabelled_dls(
         images,good,bad = decode_images(files, item_size, n_in, open_fn)
         kept = KeptImages(images, may_move=auto)
     if kept is None: good,bad = _readable(files, open_fn)
+    splits = _split(len(good), valid_pct, seed)
+    # fastai looks at the first item of each part, and that must not be one to skip
+    while kept is None and (cut:=_broken([good[o[0]] for o in splits if len(o)], item_size, n_in, open_fn)):
+        bad,good = bad+cut,[f for f in good if f not in dict(cut)]
+        splits = _split(len(good), valid_pct, seed)
     warn_unreadable(bad, len(files))
     if not good: raise ValueError(f"None of the {len(files)} files could be read as an image, see the warning before this")
-    n_val = int(len(good)*valid_pct)
+    n_val = len(splits[1])
     if len(good)-n_val<bs: raise ValueError(f"Of {len(good)} readable images {len(good)-n_val} are left for training, fewer than one batch of {bs}: use bs={max(2, (len(good)-n_val)//2)} or fewer, or a smaller `valid_pct`")
-    order = torch.randperm(len(good), generator=torch.Generator().manual_seed(seed))
-    splits = [order[n_val:].sort().values,order[:n_val].sort().values]
     dsets = Datasets(L(good), tfms=[[opener]], splits=[L(o.tolist()) for o in splits], n_inp=1)
     tfms = [IntToFloatTensor(), *L(batch_tfms)]
     kw = dict(bs=bs, after_batch=tfms, device=device or default_device(), **kwargs)
@@ -320,6 +348,16 @@ def _on_disk(files, size, n_in, open_fn, cache_dir, auto):
         warnings.warn(f"The decoded images do not fit in memory, and each is decoded anew in every epoch. {e}")
         return None,None,None
     return KeptImages(images, file, auto),good,bad
+
+def _split(n, valid_pct, seed):
+    "Numbers of the `n` images for training, and for validation"
+    order,n_val = torch.randperm(n, generator=torch.Generator().manual_seed(seed)),int(n*valid_pct)
+    return [order[n_val:].sort().values,order[:n_val].sort().values]
+
+def _broken(files, size, n_in, open_fn):
+    "[(file, what is wrong)] of those that cannot be decoded"
+    make = partial(load_square, n_in=n_in, size=size, open_fn=open_fn)
+    return [(f,why) for f,why in decode_each(files, make, (OpenFnError,)) if isinstance(why, str)]
 
 def _subsets(dsets): return [dsets.subset(i) for i in range(2)]
 
@@ -371,9 +409,11 @@ def split_files(
     if (path/'train').is_dir() and test_dir is not None: train,test = find_images(path/'train'),find_images(test_dir)
     else:
         groups,rng,train,test = groupby(find_images(path), lambda f: f.parent.name),random.Random(seed),[],[]
+        one = [k for k in sorted(groups) if len(groups[k])<2]
+        if one and len(groups)>1: raise ValueError(f"Each class needs 2 images or more, one to train on and one to put aside, but there is only 1 of {', '.join(one[:5])} under {path}: add images, or take the folder away")
         for k in sorted(groups):
             fs = sorted(groups[k]); rng.shuffle(fs)
-            n = max(1, round(len(fs)*test_pct))
+            n = min(max(1, round(len(fs)*test_pct)), len(fs)-1)
             test += fs[:n]; train += fs[n:]
     a,b = ({f.parent.name for f in o} for o in (train,test))
     if len(a)<2: raise ValueError(f"Labels are the names of folders, and there must be a folder for each class: found {', '.join(sorted(a|b)) or 'none'} under {path}")
@@ -386,7 +426,7 @@ def labelled_loaders(
     test:list, # files put aside; of classes that training has
     size:int, # side of the images, in pixels
     n_in:int=3, # channels
-    bs:int=64, # images per batch
+    bs:int=64, # images per batch, all of them where there are fewer
 )->DataLoaders: # `(TensorImage, TensorCategory)` in [0,1], with `vocab`
     "Labelled images, decoded once and kept in memory: for evaluating, so without random transforms"
     vocab = CategoryMap({f.parent.name for f in train})
@@ -394,7 +434,7 @@ def labelled_loaders(
         images,good,bad = decode_images(files, size, n_in)
         warn_unreadable(bad, len(files))
         items = [(TensorImage(x), TensorCategory(vocab.o2i[f.parent.name])) for x,f in zip(images, good) if f.parent.name in vocab.o2i]
-        return TfmdDL(items, bs=bs, num_workers=0, after_batch=[IntToFloatTensor()], device=default_device(), **kw)
+        return TfmdDL(items, bs=max(1, min(bs, len(items))), num_workers=0, after_batch=[IntToFloatTensor()], device=default_device(), **kw)
     dls = DataLoaders(dl(train, shuffle=True, drop_last=True), dl(test), device=default_device())
     dls.vocab = vocab
     return dls

@@ -34,7 +34,7 @@ def check_counts(
 ):
     "Raise a `ValueError` unless each is a whole number of 1 or more"
     for nm,n in counts.items():
-        if not isinstance(n, int) or n<1: raise ValueError(f"`{nm}` must be a whole number of 1 or more, got {n!r}")
+        if isinstance(n, bool) or not isinstance(n, int) or n<1: raise ValueError(f"`{nm}` must be a whole number of 1 or more, got {n!r}")
 
 # %% ../nbs/00_heads.ipynb #d2d1d25e
 def mlp_head(

@@ -54,6 +54,35 @@ def test_layer_is_read_by_name_or_index_and_survives_deepcopy():
         assert c(x).abs().max()==0
     assert not any(m._forward_hooks for m in net.modules())
 
+def test_what_follows_a_layer_in_place_does_not_change_its_output():
+    net = nn.Sequential(nn.Conv2d(3,8,3), nn.ReLU(inplace=True), nn.Flatten()); x = torch.rand(2,3,8,8)
+    assert torch.equal(LayerBody(net, 0)(x), net[0](x)) and net[0](x).min()<0
+
+class Last(nn.Module):
+    "(bs, n, h, w) as (bs, h, w, n)"
+    def forward(self, x): return x.permute(0,2,3,1)
+class Only(nn.Module):
+    "Takes images of 64 pixels only"
+    def forward(self, x): assert x.shape[-1]==64; return x
+
+@pytest.mark.parametrize('make,layer,n,nhwc', [
+    (lambda: nn.Sequential(nn.Conv2d(3,16,4,4), Last(), nn.GELU()), 'gelu', 16, True), # 64 px: a map of 16 by 16 by 16
+    (lambda: nn.Sequential(nn.Conv2d(3,16,4,4), Last(), nn.GELU()), 'conv', 16, False),
+    (lambda: nn.Sequential(Only(), nn.Conv2d(3,8,4,4), Last(), nn.GELU()), 'gelu', 8, True),
+    (lambda: nn.Sequential(Only(), nn.Conv2d(3,8,4,4), nn.GELU()), 'gelu', 8, False),
+    (lambda: nn.Sequential(nn.Conv2d(3,8,4,4), nn.AdaptiveAvgPool2d(4), nn.GELU()), 'gelu', 8, False),
+    (lambda: nn.Sequential(nn.Conv2d(3,8,4,4), nn.AdaptiveAvgPool2d(1), Last(), nn.GELU()), 'gelu', 8, True),
+    (lambda: timm.create_model('mambaout_femto'), 'stages', 288, True),
+    (lambda: torchvision.models.swin_t(), 'norm', 768, True), (lambda: torchvision.models.swin_t(), 'permute', 768, False)])
+def test_a_layer_whose_features_come_last_is_averaged_over_its_positions(make, layer, n, nhwc):
+    net = make()
+    if isinstance(net, nn.Sequential): net = nn.Sequential(OrderedDict((type(o).__name__[:4].lower(),o) for o in net))
+    spec = BodySpec(net, layer=layer); spec.build(); assert (spec.n_features,spec.nhwc,spec.fmt)==(n,nhwc,'map')
+
+def test_the_message_says_at_which_size_the_width_was_found():
+    net = nn.Sequential(nn.Conv2d(3,2,3,2,1), nn.Flatten()); spec = BodySpec(net); spec.build()
+    with pytest.raises(ValueError, match='512 features at 32 px but 2048 at 64 px'): spec.check_size(net, 32)
+
 def test_hook_is_removed_when_the_body_fails():
     b = LayerBody(conv_body(), 0)
     with pytest.raises(RuntimeError): b(torch.rand(2,5,8,8))
@@ -65,10 +94,21 @@ def test_small_stem_keeps_32_pixels_at_a_stride_of_8(arch):
     body = BodySpec(arch, **kw).build().eval()
     with torch.no_grad(): assert body(torch.rand(1,3,32,32)).shape[-2:]==(4,4)
 
+def test_small_stem_with_a_layer():
+    body = BodySpec(torchvision.models.resnet18(), layer='layer4', small_stem=True).build().eval()
+    with torch.no_grad(): assert body(torch.rand(1,3,32,32)).shape==(1,512,4,4)
+
 def test_a_vit_of_one_size_is_probed_at_that_size_and_says_which():
     spec = BodySpec('vit_tiny_patch16_224'); body = spec.build()
     assert spec.n_features==192
     with pytest.raises(ValueError, match='size=224'): spec.check_size(body, 128)
+
+def branches(pretrained=False):
+    "Children that do not run one after the other, as an auxiliary classifier"
+    return nn.Sequential(nn.Conv2d(3,8,3), nn.Conv2d(16,8,3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8,4))
+def test_the_body_of_a_callable_may_be_small_beside_its_classifier():
+    def lenet(pretrained): return nn.Sequential(nn.Conv2d(3,6,5,2), nn.ReLU(), nn.AdaptiveAvgPool2d(5), nn.Flatten(), nn.Linear(150,800), nn.ReLU(), nn.Linear(800,10))
+    spec = BodySpec(lenet); spec.build(); assert spec.n_features==6
 
 @pytest.mark.parametrize('make,exc,msg', [
     (lambda: BodySpec('resnet_18'), ValueError, 'resnet18'),
@@ -83,6 +123,8 @@ def test_a_vit_of_one_size_is_probed_at_that_size_and_says_which():
     (lambda: BodySpec(conv_body(1)).build(), ValueError, 'takes images of 1 channels, not of 3: .*`n_in=1`'),
     (lambda: BodySpec('vit_tiny_patch16_224', small_stem=True).build(), ValueError, 'small_stem'),
     (lambda: BodySpec(lambda: 3).build(), ValueError, 'layer='),
+    (lambda: BodySpec(torchvision.models.shufflenet_v2_x0_5).build(), ValueError, 'would keep 648 of .*layer='),
+    (lambda: BodySpec(branches).build(), ValueError, 'could not be run.*layer='),
 ])
 def test_wrong_bodies_are_named_with_a_remedy(make, exc, msg):
     with pytest.raises(exc, match=msg): make()

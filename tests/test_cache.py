@@ -33,6 +33,7 @@ def env(tmp_path, monkeypatch):
         f.unlink(missing_ok=True); return res
     return SimpleNamespace(get=get, decoded=decoded, files=files, make=m.make, cache=tmp_path/'cache', path=tmp_path)
 
+def no_memory(fn): raise MemoryError
 def pixels(images): return images[:,0,0,0].tolist()
 numbers = [i for i in range(20) if i!=7]
 
@@ -57,6 +58,18 @@ def test_changed_files_are_decoded_anew_in_place_of_the_old_cache(env, change, w
     images,good,bad,file = env.get()
     new = {i:i for i in numbers}; new.update(want)
     assert pixels(images)==[v for _,v in sorted(new.items()) if v is not None] and len(env.decoded())==len(images)==len(good) and file!=old and not old.exists()
+
+def test_files_that_could_not_be_read_are_tried_again(env):
+    a = env.get()[3]; was,st = env.files[7],env.files[7].stat(); env.decoded()
+    was.write_text('7'); os.utime(was, ns=(st.st_atime_ns,st.st_mtime_ns)) # as `chmod` or a setting of PIL: neither size nor time change
+    with warnings.catch_warnings(): warnings.simplefilter('error'); images,good,bad,file = env.get()
+    assert file==a and pixels(images)==list(range(20)) and good==env.files and bad==[]
+    env.decoded(); env.get(); assert env.decoded()==[]
+
+def test_too_little_memory_is_not_the_fault_of_a_file(env):
+    with pytest.raises(MemoryError): list(decode_each([1], no_memory))
+    with pytest.raises(MemoryError): env.get(make=no_memory)
+    assert not list(env.cache.glob('*.images'))
 
 def test_other_names_shapes_and_functions_have_caches_of_their_own(env):
     a = env.get()[3]; env.files[3].rename(env.path/'src'/'3a'); env.decoded()
@@ -226,6 +239,45 @@ def test_an_identity_goes_by_what_a_function_does():
     for old,new in (('K = 2','K = 3'), ('x+1','x+2'), ('x+1','x-1'), ('a=1','a=2'), ('g(x)*K','g(K)*K')): assert ident(base.replace(old, new))!=a
     assert ident('def f(x): return f(x-1) if x else 0') and ident('T = object()\ndef f(x): return T') is None
     assert identity(np.load)==identity(np.load)!=identity(np.save) and identity(partial(big, 1))!=identity(partial(big, 2))
+
+mine = """
+import helper, os.path, numpy as np
+from helper import Reader, f as taken
+def by_module(x): return helper.f(x)
+def by_class(x): return Reader().f(x)
+def by_import(x):
+    import helper
+    return helper.f(x)
+def by_inner_import(x):
+    def g():
+        from helper import f
+        return f(x)
+    return g()
+def by_relative_import(x):
+    from .numpy import f
+    return f(x)
+def by_missing(x):
+    import there_is_none
+def by_function(x): return taken(x)
+def by_others(x):
+    import json, PIL.Image
+    from collections import deque
+    return np.load(os.path.join(x))
+"""
+def test_modules_and_classes_without_a_version_cannot_be_told(tmp_path, monkeypatch):
+    def load():
+        for nm in ('helper','mine'): monkeypatch.delitem(sys.modules, nm, raising=False)
+        import mine; return mine
+    helper = 'class Reader:\n    def f(self, x): return x\ndef f(x): return x\n'
+    (tmp_path/'mine.py').write_text(mine); (tmp_path/'helper.py').write_text(helper); monkeypatch.syspath_prepend(str(tmp_path)); monkeypatch.setattr(sys, 'dont_write_bytecode', True)
+    m = load(); names = [o for o in dir(m) if o.startswith('by_')]; a = {o:identity(getattr(m, o)) for o in names}
+    assert [o for o in names if a[o]]==['by_function','by_others']
+    with pytest.raises(CacheError, match='module or class of your own'): cached_images(['1'], m.by_module, shape, tmp_path)
+    (tmp_path/'helper.py').write_text(helper.replace('return x', 'return x+1')); m = load()
+    assert identity(m.by_function)!=a['by_function'] and identity(m.by_others)==a['by_others'] # what a function does is looked at
+    v = []
+    for i in range(2): (tmp_path/'helper.py').write_text(f'__version__ = "0.{i}"\n{helper}'); m = load(); v.append([identity(getattr(m, f'by_{o}')) for o in ('module','class','import','inner_import')])
+    assert all(v[0]) and all(x!=y for x,y in zip(*v))
 
 def test_an_identity_is_the_same_in_every_process():
     code = "from fastbyol.cache import identity; from fastbyol.data import load_square; from functools import partial; print(identity(partial(load_square, n_in=3, size=20, open_fn=None)))"

@@ -126,6 +126,23 @@ def test_a_truncated_file_never_stops_an_epoch(tmp_path, in_memory, workers):
     told = [str(o.message) for o in w if 'could not be read' in str(o.message)]
     assert len(told)==1 and '1 of 13' in told[0] and 'cut.png' in told[0]
 
+def cut_short(f): picture(60,60,seed=99).save(f); f.write_bytes(f.read_bytes()[:3000])
+
+@pytest.mark.parametrize('part', [0,1])
+def test_a_truncated_file_may_be_the_first_of_its_part(tmp_path, part):
+    dls = make(write(tmp_path), in_memory=False, valid_pct=.4); f = (dls.train_ds,dls.valid_ds)[part].items[0]; cut_short(f)
+    with pytest.warns(UserWarning, match=rf'1 of 12(.|\n)*{f.name}'): dls = make(tmp_path, in_memory=False, valid_pct=.4)
+    assert (len(dls.train_ds),len(dls.valid_ds))==(7,4) and f not in [*dls.train_ds.items, *dls.valid_ds.items]
+    assert len(torch.cat([b[0] for b in dls.valid.new()]))==4 and dls.train.new().one_batch()[0].shape==(4,3,20,20)
+
+def test_one_after_the_other_may_be_truncated(tmp_path):
+    write(tmp_path, 6); files = find_images(tmp_path)
+    for f in files[:-2]: cut_short(f)
+    with pytest.warns(UserWarning, match='could not be read') as w: dls = make(tmp_path, in_memory=False, valid_pct=.5, bs=1)
+    told = str(w[0].message); assert {*dls.train_ds.items, *dls.valid_ds.items}>=set(files[-2:]) and dls.valid.new().one_batch()[0].shape[1:]==(3,20,20) and 'truncated' in told
+    for f in files[-2:]: cut_short(f)
+    with pytest.warns(UserWarning, match='6 of 6'), pytest.raises(ValueError, match='None of the 6'): make(tmp_path, in_memory=False, valid_pct=.5, bs=1)
+
 @modes
 def test_all_files_unreadable_is_an_error_not_a_crash(tmp_path, in_memory):
     for i in range(5): (tmp_path/f'{i}.jpg').write_bytes(b'x')
@@ -162,6 +179,12 @@ def test_test_dl_takes_new_files(tmp_path, in_memory):
     x = torch.cat([b[0] for b in dls.test_dl(new)])
     assert x.shape==(5,3,20,20)
     torch.testing.assert_close(to_unit(x, find_normalize(dls)), torch.stack([load_square(f,3,20) for f in new]).float()/255, atol=1e-5, rtol=0)
+
+@modes
+@pytest.mark.parametrize('place,workers', [(0,0),(1,0),(1,2)])
+def test_a_test_set_loses_no_row_to_a_broken_file(tmp_path, in_memory, place, workers):
+    dls = make(write(tmp_path/'a'), in_memory=in_memory); new = find_images(write(tmp_path/'b', 3)); cut_short(new[place])
+    with pytest.raises(ValueError, match=f'{new[place].name} cannot be read .*truncated.*leave it out'): list(dls.test_dl(new, num_workers=workers))
 
 @modes
 def test_an_empty_validation_set_is_allowed(tmp_path, in_memory):
@@ -250,10 +273,39 @@ def test_images_on_disk_move_too_and_in_parts(tmp_path, monkeypatch):
     x = torch.randint(0, 256, (7,3,3000,3000), dtype=torch.uint8); k = KeptImages(x) # more than one part
     k.move(cpu); assert torch.equal(k.images, x) and k.images.data_ptr()!=x.data_ptr()
 
+def test_batches_that_may_be_on_the_device_are_not_pinned(tmp_path):
+    dls = make(write(tmp_path), pin_memory=True, in_memory=True)
+    for dl in (dls.train, dls.valid.new(), dls.train.new(pin_memory=True)): assert not dl.pin_memory and not dl.fake_l.pin_memory
+    assert make(tmp_path, pin_memory=True, in_memory=False).train.fake_l.pin_memory
+
 def test_a_device_that_fills_up_meanwhile_leaves_the_images_where_they_are(tmp_path, monkeypatch):
     monkeypatch.setattr(D, '_free_on', lambda d: 1e9); dls = make(write(tmp_path), device='meta')
     def full(*a): raise torch.OutOfMemoryError('full')
     monkeypatch.setattr(KeptImages, 'move', full); assert not move_images(dls) and dls.train.images.device==cpu
+
+def cgroup(path, limit, used, inactive, v=2):
+    path.mkdir(parents=True, exist_ok=True)
+    for nm,o in zip(('memory.max','memory.current') if v==2 else ('memory.limit_in_bytes','memory.usage_in_bytes'), (limit,used)): (path/nm).write_text(f'{o}\n')
+    (path/'memory.stat').write_text(f'anon 5\nactive_file 7\ninactive_file {inactive}\n')
+
+@pytest.mark.parametrize('v,lines', [(2,'0::/job/step\n'), (1,'12:cpu,cpuacct:/\n9:memory:/job/step\n')])
+def test_free_memory_is_that_of_the_container_or_job(tmp_path, monkeypatch, v, lines):
+    assert D._cgroup_room(tmp_path)==math.inf # no such system
+    (tmp_path/'proc/self').mkdir(parents=True); (tmp_path/'proc/self/cgroup').write_text(lines); assert D._cgroup_room(tmp_path)==math.inf
+    top = tmp_path/'sys/fs/cgroup'/('' if v==2 else 'memory')
+    cgroup(top, 'max' if v==2 else 2**63-4096, 900, 0, v); assert D._cgroup_room(tmp_path)>2**62 # no limit
+    cgroup(top/'job', 1000, 700, 50, v); assert D._cgroup_room(tmp_path)==350
+    cgroup(top/'job'/'step', 400, 300, 20, v); assert D._cgroup_room(tmp_path)==120
+    cgroup(top/'job'/'step', 400, 500, 20, v); assert D._cgroup_room(tmp_path)==0
+    monkeypatch.setattr(D.psutil, 'virtual_memory', lambda: SimpleNamespace(available=200))
+    for room,want in ((math.inf,200), (70,70)): monkeypatch.setattr(D, '_cgroup_room', lambda: room); assert D._free_memory()==want
+
+def test_free_memory_without_proc_and_sysconf(monkeypatch):
+    monkeypatch.delattr(os, 'sysconf', raising=False); read = Path.read_text
+    def none(self, *a, **kw):
+        if str(self).startswith(('/proc','/sys')): raise FileNotFoundError(self)
+        return read(self, *a, **kw)
+    monkeypatch.setattr(Path, 'read_text', none); assert D._free_memory()>2**20
 
 def test_free_memory_is_asked_of_the_driver(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda d: (7,9)); assert D._free_on(torch.device('cuda:0'))==7 and D._free_on(cpu)==0
@@ -276,10 +328,21 @@ def test_the_list_of_bad_files_is_cut_but_counted(tmp_path):
     assert len(w)==1
 
 @pytest.mark.parametrize('kw,msg', [(dict(size=4),'at least 8'), (dict(size=32.),'whole number'), (dict(valid_pct=1.),'valid_pct'), (dict(valid_pct=-.1),'valid_pct'),
-    (dict(bs=0),'bs'), (dict(bs=64),'bs='), (dict(n_in=2),'open_fn')])
+    (dict(bs=0),'bs'), (dict(bs=64),'bs='), (dict(n_in=2),'open_fn'), (dict(item_size=-3),'item_size'), (dict(item_size=0),'item_size'), (dict(bs=True),'bs'), (dict(size=True),'whole number')])
 def test_wrong_arguments_are_errors_with_a_remedy(tmp_path, kw, msg):
     write(tmp_path)
     with pytest.raises(ValueError, match=msg): make(tmp_path, **kw)
+
+@modes
+@pytest.mark.parametrize('kw', [dict(shuffle=False), dict(drop_last=False), dict(after_item=[]), dict(before_batch=[]), dict(after_batch=[])], ids=str)
+def test_what_the_loaders_decide_on_is_refused_by_name(tmp_path, in_memory, kw):
+    nm, = kw
+    with pytest.raises(TypeError, match=f'`{nm}` is no argument .* use `'): make(write(tmp_path), in_memory=in_memory, **kw)
+
+@modes
+def test_numbers_of_numpy_are_whole_numbers(tmp_path, in_memory):
+    dls = make(write(tmp_path), in_memory=in_memory, bs=np.int64(4), size=np.int64(16), item_size=np.int32(20), n_in=np.int64(3))
+    assert dls.one_batch()[0].shape==(4,3,20,20) and type(dls.view_size) is int
 
 def five_channels(f): return np.zeros((5,20,20), np.uint8)
 def floats(f): return np.zeros((3,20,20), np.float32)
@@ -339,6 +402,17 @@ def test_a_folder_that_is_split_already_stays_so(tmp_path):
     class_folders(tmp_path/'train'); class_folders(tmp_path/'val', 3)
     train,test = split_files(tmp_path)
     assert (len(train),len(test))==(24,6) and all('val' in f.parts for f in test)
+
+def test_two_images_are_enough_for_both_parts(tmp_path):
+    train,test = split_files(class_folders(tmp_path, 2), test_pct=.9); assert [[f.parent.name for f in o] for o in (train,test)]==[['a','b']]*2
+
+def test_a_class_of_one_image_is_named(tmp_path):
+    class_folders(tmp_path, 4, 'abc'); [(tmp_path/'b'/f'{i}.png').unlink() for i in range(3)]
+    with pytest.raises(ValueError, match='only 1 of b under'): split_files(tmp_path)
+
+def test_fewer_labelled_images_than_a_batch_are_a_batch(tmp_path):
+    train,test = split_files(class_folders(tmp_path, 10)); dls = labelled_loaders(train, test, 8); assert [len(y) for _,y in dls.train]==[14] and [len(y) for _,y in dls.valid]==[6]
+    assert [len(y) for _,y in labelled_loaders(train, test, 8, bs=4).train]==[4]*3
 
 def test_a_split_that_cannot_be_is_an_error(tmp_path):
     class_folders(tmp_path/'y'/'train'); class_folders(tmp_path/'y'/'val', 3, 'ac')
