@@ -310,7 +310,7 @@ def pretrain(
     learn.plot_curves().savefig(out/'curves.png', dpi=110)
     plt.close('all')
     print(learn.health.report())
-    if watch: print(f"Nearest neighbours: {100*learn.knn.history.knn.iloc[0]:.1f} % with random weights, {100*learn.knn.history.knn.iloc[-1]:.1f} % now")
+    if watch: print(f"Nearest neighbours: {100*learn.knn.history.knn.iloc[0]:.1f} % before training, {100*learn.knn.history.knn.iloc[-1]:.1f} % now")
     print(f"The body: {file}. Next: fastbyol-finetune {file} LABELLED_FOLDER, or fastbyol-eval for whether it helped")
 
 # %% ../nbs/12_cli.ipynb #2b4dddbb
