@@ -102,10 +102,10 @@ def clock(tick=None):
             except Stop: raise CancelFitException()
     return Clock()
 
-def sgd():
+def sgd(momentum=.9):
     "As the floor has it, for a `Learner`"
     from fastai.vision.all import OptimWrapper
-    return partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9))
+    return partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=momentum))
 
 def one_batch_dls(v, n):
     "`n` batches as large as `v`"
@@ -132,12 +132,13 @@ class FastBYOL:
         learn, cb = self.learn, clock()
         with learn.no_bar(), learn.no_logging(), learn.added_cbs(cb): learn.fit(1)
         return [b-a for a, b in zip(cb.ends, cb.ends[1:])]
-    def train(self, files, size, bs, epochs, tick, workers=0, views=None, **other):
-        "With the recipe for this many epochs, as its README does, or with `other` numbers in it"
+    def train(self, files, size, bs, epochs, tick, workers=0, views=None, as_lightly=False, **other):
+        "With the recipe for this many epochs, as its README does, or with `other` numbers in it; or with the optimiser of lightly's example"
         dls = self.lib.unlabelled_dls(files, size, bs, valid_pct=0)
-        learn = self.lib.byol_learner(dls, body(), views=views, recipe=self.lib.recipe(epochs, bs, **other), **self.kw)
+        how = dict(lr=lr, opt_func=sgd(0.)) if as_lightly else dict(recipe=self.lib.recipe(epochs, bs, **other))
+        learn = self.lib.byol_learner(dls, body(), views=views, **how, **self.kw)
         self.precision = learn.precision
-        with learn.no_bar(), learn.no_logging(): learn.fit_byol(cbs=clock(tick))
+        with learn.no_bar(), learn.no_logging(): learn.fit(epochs, cbs=clock(tick)) if as_lightly else learn.fit_byol(cbs=clock(tick))
         return learn.model.body, learn.model.stats
 
 @contestant('lightly')

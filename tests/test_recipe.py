@@ -157,7 +157,7 @@ def test_adamw_is_torchs_with_two_groups():
     for i in range(5):
         for a,b in zip(ps.values(), qs.values()): a.grad = torch.randn(a.shape, dtype=torch.float64); b.grad = a.grad.clone()
         opt.step(); ref.step()
-    for a,b in zip(ps.values(), qs.values()): assert torch.equal(a, b)
+    for a,b in zip(ps.values(), qs.values()): torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13) # fused, it rounds in another order
 
 @pytest.mark.parametrize('opt_func', [lars,adamw])
 def test_nothing_that_fastai_does_decays_biases_and_norms(opt_func, tmp_path):
