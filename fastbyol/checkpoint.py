@@ -196,7 +196,7 @@ def training_state(
 )->dict: # what `save_state` takes
     "All that the next step depends on; every process must call it, since each has random numbers of its own"
     scaler,model = vars(learn).get('scaler'),online_model(learn.model)
-    return dict(format=_format, fastbyol=fastbyol.__version__, epoch=epoch, batch=batch, n_epoch=learn.n_epoch, n_iter=len(learn.dls.train), train_iter=learn.train_iter,
+    return dict(format=_format, fastbyol=fastbyol.__version__, epoch=epoch, batch=batch, n_epoch=int(learn.n_epoch), n_iter=len(learn.dls.train), train_iter=learn.train_iter,
                 pct_train=float(learn.pct_train), model=_plain(model.state_dict(), 'the model'), view_size=getattr(model, 'view_size', None), precision=getattr(learn, 'precision', None), opt=_opt_state(learn.opt),
                 scaler=scaler.state_dict() if scaler else {}, recorder=_recorder_state(learn.recorder) if hasattr(learn, 'recorder') else {},
                 cbs=_cbs_state(learn.cbs), chance=_gather(_chance(learn.dls)), start=_gather(start) if batch else None)

@@ -416,3 +416,7 @@ def test_killed_ten_times_it_ends_with_the_same_weights(tmp_path, workers):
         seen.append(defaultdict(set))
         for l in log(nm).read_text().splitlines(): e,i,v = l.split(); seen[-1][e,i].add(v)
     assert seen[0]==seen[1] and len(seen[0])==96
+
+def test_a_number_of_epochs_of_numpy_is_saved_so_that_it_can_be_read(tmp_path):
+    learn = byol_learn(image_dls(noise(24)), cbs=CheckpointCallback(tmp_path)); learn.fit(np.int64(1), 1e-3)
+    byol_learn(image_dls(noise(24)), cbs=CheckpointCallback(tmp_path/"other")).resume(tmp_path)
