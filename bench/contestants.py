@@ -120,10 +120,12 @@ def one_batch_dls(v, n):
 @contestant('fastbyol, fp32', precision='fp32')
 @contestant('fastbyol, channels_last', precision='channels_last')
 @contestant('fastbyol, bf16', precision='bf16')
+@contestant('fastbyol, optimiser of lightly', as_lightly=True)
 class FastBYOL:
-    def __init__(self, precision='auto', **kw):
+    "`as_lightly`: trained with the optimiser of lightly's example in place of a recipe, to compare memory without Adam's two averages"
+    def __init__(self, precision='auto', as_lightly=False, **kw):
         import fastbyol.all
-        self.lib, self.kw = fastbyol.all, dict(precision=precision, hidden_size=hidden, projection_size=projected, **kw)
+        self.lib, self.as_lightly, self.kw = fastbyol.all, as_lightly, dict(precision=precision, hidden_size=hidden, projection_size=projected, **kw)
     def make(self, v1, v2, n):
         views = tuple(lambda x, v=v: v[:len(x)] for v in (v1, v2))
         self.learn = self.lib.byol_learner(one_batch_dls(v1, n+1), body(), views=views, lr=lr, opt_func=sgd(), **self.kw)
@@ -132,13 +134,13 @@ class FastBYOL:
         learn, cb = self.learn, clock()
         with learn.no_bar(), learn.no_logging(), learn.added_cbs(cb): learn.fit(1)
         return [b-a for a, b in zip(cb.ends, cb.ends[1:])]
-    def train(self, files, size, bs, epochs, tick, workers=0, views=None, as_lightly=False, **other):
-        "With the recipe for this many epochs, as its README does, or with `other` numbers in it; or with the optimiser of lightly's example"
+    def train(self, files, size, bs, epochs, tick, workers=0, views=None, **other):
+        "With the recipe for this many epochs, as its README does, or with `other` numbers in it"
         dls = self.lib.unlabelled_dls(files, size, bs, valid_pct=0)
-        how = dict(lr=lr, opt_func=sgd(0.)) if as_lightly else dict(recipe=self.lib.recipe(epochs, bs, **other))
+        how = dict(lr=lr, opt_func=sgd(0.)) if self.as_lightly else dict(recipe=self.lib.recipe(epochs, bs, **other))
         learn = self.lib.byol_learner(dls, body(), views=views, **how, **self.kw)
         self.precision = learn.precision
-        with learn.no_bar(), learn.no_logging(): learn.fit(epochs, cbs=clock(tick)) if as_lightly else learn.fit_byol(cbs=clock(tick))
+        with learn.no_bar(), learn.no_logging(): learn.fit(epochs, cbs=clock(tick)) if self.as_lightly else learn.fit_byol(cbs=clock(tick))
         return learn.model.body, learn.model.stats
 
 @contestant('lightly')

@@ -18,16 +18,15 @@ from fastcore.script import call_parse
 from bench.contestants import available, registry
 from bench.timing import memory, setting, spread, table, verdict, write
 
-same = 'fastbyol, optimiser of lightly' # whose memory is compared: Adam's two averages are no matter of the library
-todo = {'fastbyol': (0,), same: (0,), 'fastbyol, fp32': (0,), 'lightly': (0, 1, 2), 'byol-pytorch': (0, 1, 2)}
+todo = {'fastbyol': (0,), 'fastbyol, optimiser of lightly': (0,), 'fastbyol, fp32': (0,), 'lightly': (0, 1, 2), 'byol-pytorch': (0, 1, 2)}
 
 def one(nm, files, size, bs, epochs, workers):
     "What one run in this process takes"
     torch.manual_seed(0); random.seed(0)
     ends = []
     def tick(n): ends.append(time.perf_counter())
-    contestant, started, steps = registry['fastbyol' if nm==same else nm](), memory('VmRSS'), len(files)//bs
-    contestant.train(files, size, bs, epochs, tick, workers, **(dict(as_lightly=True) if nm==same else {}))
+    contestant, started, steps = registry[nm](), memory('VmRSS'), len(files)//bs
+    contestant.train(files, size, bs, epochs, tick, workers)
     return dict(images_per_s=bs*steps*(epochs-1)/(ends[-1]-ends[steps-1]), imports_mb=started, peak_mb=memory('VmHWM'))
 
 @call_parse
@@ -56,9 +55,7 @@ def main(
     files = find_images(folder)
     files = files[::max(1, len(files)//images)][:images]
     if len(files)<2*bs: sys.exit(f'There must be {2*bs} images or more, got {len(files)}')
-    asked = only.split(';') if only else list(todo)
-    there = available([o for o in asked if o!=same])
-    names = [o for o in asked if o in todo and o in [*there, same]]
+    names = [o for o in available(only.split(';') if only else list(todo)) if o in todo]
     paths = [o.resolve() for o in files]
     def run(nm, w):
         cmd = [sys.executable, '-W', 'ignore', '-m', 'bench.folder', folder, '--one-of', nm, '--workers', w, '--size', size, '--bs', bs, '--epochs', epochs, *(['--threads', threads] if threads else [])]
@@ -78,7 +75,7 @@ def main(
     if peers and 'fastbyol' in speed:
         best = max(peers, key=lambda o: speed[o]['median'])
         checks = [(f'fastbyol, images/s of {best}', speed['fastbyol']['median']/speed[best]['median'], 2.5, False),
-                  *[(f'{o}, memory of {best}', (mem[o]['median']-kept)/mem[best]['median'], 1.1, True) for o in ('fastbyol', same) if o in mem]]
+                  *[(f'{o}, memory of {best}', (mem[o]['median']-kept)/mem[best]['median'], 1.1, True) for o in ('fastbyol', 'fastbyol, optimiser of lightly') if o in mem]]
     ok = verdict(checks)
     write(dict(setting(size=size, bs=bs, images=len(files), epochs=epochs), kept_mb=kept, runs={label(*k): v for k, v in runs.items()}), json, chart, 'images per second', {nm: tuple(o[k] for k in ('median','least','most')) for nm, o in speed.items()})
     if check and not ok: sys.exit('A target is missed')

@@ -150,6 +150,8 @@ def quickest(
     return best if 'fp32' not in secs or secs[best]<(1-gain)*secs['fp32'] else 'fp32'
 
 # %% ../nbs/05a_precision.ipynb #a945c5bb
+def _device(learn): return torch.device(getattr(learn.dls, 'device', None) or default_device()) # loaders of torch have none
+
 def _some_images(learn):
     "Noise of the size of the views, on the model's device: as many as in a batch on a GPU, on a CPU fewer"
     model,cb = online_model(learn.model),first(o for o in learn.cbs if isinstance(o, BYOLCallback))
@@ -174,7 +176,7 @@ def set_precision(self:Learner,
     precision:str='auto' # 'fp32', 'channels_last' (float32 in that layout), 'bf16', 'tf32' and 'fp16' (GPU only), or 'auto': the quickest, measured in a second or so
 )->Learner: # itself
     "Train in `precision`, in the layout that goes with it; `self.precision` says which it is"
-    model,dev = online_model(self.model),torch.device(getattr(self.dls, 'device', None) or default_device()) # loaders of torch have none
+    model,dev = online_model(self.model),_device(self)
     own = first(o for o in self.cbs if isinstance(o, MixedPrecision) and not isinstance(o, Precision))
     kw = own.kwargs if own else {}
     if precision=='auto' and own: precision = AMPMode(own.amp_mode).value # fastai's, which is as good as a name
@@ -202,7 +204,7 @@ def to_compiled(self:Learner,
     model = online_model(self.model)
     bodies = [model.body, *([model.target['body']] if model.momentum else [])]
     for b in bodies: b.compile(**kwargs)
-    try: measure_ways(model.body.to(torch.device(getattr(self.dls, 'device', None) or default_device())), _some_images(self), [('fp32' if not self.cbs.filter(risinstance(ChannelsLast)) else 'channels_last')], turns=1, idle=0.)
+    try: measure_ways(model.body.to(_device(self)), _some_images(self), [('fp32' if not self.cbs.filter(risinstance(ChannelsLast)) else 'channels_last')], turns=1, idle=0.)
     except Exception as e: # the compiler's errors are of many kinds
         for b in bodies: b._compiled_call_impl = None
         warnings.warn(f"torch.compile does not work here ({type(e).__name__}: {str(e).splitlines()[0][:200] if str(e) else ''}): the network stays as it is")
