@@ -262,7 +262,7 @@ def pretrain(
     effective_bs:int=None, # images per step, over several batches and all processes
     norm:str='batch', # norm of the heads: batch, group or layer
     n_in:int=3, # channels of the images: 1, 3 or 4
-    pretrained:bool=False, # start from the published weights of the body
+    pretrained:bool=False, # start from the published weights of the body; compare with them afterwards: it can make them worse
     small_stem:bool=False, # stem of resnets for images of about 32 pixels
     in_memory:str='auto', # keep decoded images: yes (in memory), disk, device, no, or auto: where there is room
     cache_dir:str=None, # folder for decoded images on disk; $FASTBYOL_CACHE, or in the user's cache folder, when left out
