@@ -19,7 +19,8 @@ import torch
 from fastai.vision.all import set_seed
 from fastcore.script import call_parse
 
-from fastbyol.all import byol_views, eval_mode, find_images, knn_predict, labelled_loaders, pool_features
+from fastbyol.all import byol_views, find_images, knn_predict, labelled_dls, pool_features
+from fastbyol.core import eval_mode
 from bench.contestants import Stop, registry
 from bench.timing import setting, table, write
 
@@ -92,7 +93,7 @@ def main(
     if any(arguments(o) is None for o in names): sys.exit(f"Contestants are {'; '.join(settings)}; and fastbyol, NUMBER=VALUE, …; got {only}")
     if not seconds and not epochs: sys.exit('Give `--seconds` or `--epochs`')
     files = {o: find_images(f'{folder}/{o}') for o in ('train', 'val')}
-    dls = labelled_loaders(files['train'], files['val'], size)
+    dls = labelled_dls(files['train'], size, valid=files['val'])
     what = dict(size=size, bs=bs, limit_s=seconds, epochs=epochs)
     runs = {nm: [] for nm in names}
     if json and Path(json).exists():

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.functional import to_pil_image
 
-from fastbyol.all import blur_kernel, byol_views, make_views
+from fastbyol.all import blur_kernel, byol_views
+from fastbyol.views import make_views
 from bench.contestants import Lightly
 from bench.timing import in_turns, seconds, setting, spread, table, verdict, write
 

@@ -127,7 +127,7 @@ def main(
         train,test = find_images(path/'train'),find_images(path/'val')
         if n: train = sorted(random.Random(0).sample(train, n))
         dls = unlabelled_dls(train, size, bs, valid_pct=0, in_memory=True)
-        labelled = labelled_loaders(train, test, size, bs=256)
+        labelled = labelled_dls(train, size, bs=256, valid=test)
         print(f"{date.today()}, {torch.get_num_threads()} thread(s) of {platform.machine()}, torch {torch.__version__}: {len(train):,} photos, {len(test):,} put aside, {cfg}", flush=True)
     for seed,nm in todo:
         if (seed,nm) in done(): continue

@@ -46,7 +46,7 @@ def main(
     set_seed(seed)
     start = time.time()
     dls = unlabelled_dls(train, size, bs, valid_pct=0, in_memory=True)
-    labelled = labelled_loaders(train, test, size)
+    labelled = labelled_dls(train, size, valid=test)
     print(f"{date.today()}, {torch.get_num_threads()} threads of {platform.machine()}, torch {torch.__version__}, seed {seed}")
     print(f"{len(train):,} photos to pretrain on, {len(test):,} put aside, decoded in {time.time()-start:.0f} s")
 

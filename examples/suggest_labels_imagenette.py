@@ -12,6 +12,7 @@ from datetime import date
 from fastcore.script import call_parse
 from fastai.vision.all import *
 from fastbyol.all import *
+from fastbyol.explore import suggest_labels
 from fastbyol.demo import small_resnet
 
 class EpochLog(Callback):

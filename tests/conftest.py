@@ -38,7 +38,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture(autouse=True)
 def steady_precision(request, monkeypatch):
     "`precision='auto'` would measure, and could choose otherwise another time: here it is float32, but where it is what is tested"
-    if request.module.__name__!='test_precision': monkeypatch.setattr('fastbyol.precision.measure_ways', lambda *a, **kw: dict(fp32=1.))
+    if request.module.__name__!='test_device': monkeypatch.setattr('fastbyol.device.measure_ways', lambda *a, **kw: dict(fp32=1.))
 
 def noise(n=16, size=16, n_in=3, seed=0):
     "Images (n, n_in, size, size) in [0,1], smooth enough to differ in more than noise"

@@ -1,5 +1,7 @@
 "Bodies: every kind of architecture with a known width, looked at without being touched"
 from conftest import *
+from fastbyol.core import eval_mode
+from fastbyol.body import BodySpec, LayerBody
 from fastai.vision.learner import create_vision_model, create_timm_model
 import timm, torchvision
 

@@ -1,6 +1,7 @@
 "Decoded images in a mapped file: the right pixels, whatever happens to the files, the cache and the processes"
 from conftest import *
-from fastbyol import cache as C
+from fastbyol.data import CacheError, cache_folder, cached_images, decode_each, identity, load_square
+from fastbyol import data as C
 import json, multiprocessing, signal, subprocess, sys, time
 
 maker = '''
@@ -280,7 +281,7 @@ def test_modules_and_classes_without_a_version_cannot_be_told(tmp_path, monkeypa
     assert all(v[0]) and all(x!=y for x,y in zip(*v))
 
 def test_an_identity_is_the_same_in_every_process():
-    code = "from fastbyol.cache import identity; from fastbyol.data import load_square; from functools import partial; print(identity(partial(load_square, n_in=3, size=20, open_fn=None)))"
+    code = "from fastbyol.data import identity; from fastbyol.data import load_square; from functools import partial; print(identity(partial(load_square, n_in=3, size=20, open_fn=None)))"
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'PYTHONHASHSEED':'1', 'PYTHONPATH':str(Path(C.__file__).parent.parent)}, check=True)
     assert r.stdout.strip()==identity(partial(load_square, n_in=3, size=20, open_fn=None))
 

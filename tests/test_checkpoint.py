@@ -1,11 +1,12 @@
 "Runs that are stopped and go on: bit by bit the same; damaged files are refused"
 from conftest import *
+from fastbyol.checkpoint import checkpoints, load_state, save_state
 import io, signal, subprocess, sys, time
 from contextlib import redirect_stdout
 from timm.optim import Lars
 from fastai.callback.training import GradientAccumulation
 from fastai.callback.fp16 import AMPMode, MixedPrecision
-from fastbyol import precision as precision_module
+from fastbyol import device as precision_module
 from fastbyol.checkpoint import _chance
 
 class Stop(Callback):

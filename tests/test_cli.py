@@ -1,5 +1,8 @@
 "The commands: what they write, how they stop and go on, and what they say of bad input"
 from conftest import *
+from fastbyol.data import load_square
+from fastbyol.explore import embed_images
+from fastbyol.demo import main
 import json, signal, subprocess, sys, time
 from fastbyol import cli
 
@@ -182,7 +185,7 @@ def test_eval_tells_what_a_body_is_worth(tmp_path, capsys, body_file):
     data,out = photos(tmp_path/'data'),tmp_path/'ev'
     assert run(cli.evaluate, body_file, data, '--out', out, '--steps', 3, '--draws', 2, '--per-class', '1,3', '--size', 16, '--k', 5)==0
     text,res = capsys.readouterr().out,json.loads((out/'eval.json').read_text())
-    train,test = split_files(data, .2, 42); dls = labelled_loaders(train, test, 16)
+    train,test = split_files(data, .2, 42); dls = labelled_dls(train, 16, valid=test)
     assert (res['train'],res['test'],res['classes'])==(len(train),len(test),['a','b']) and res['knn']==pytest.approx(knn_accuracy(body_file, dls.train, dls.valid, 5))
     assert res['linear']==linear_eval(body_file, dls, fast=True, seed=42).top1 and res['linear_ci'][0]<=res['linear']<=res['linear_ci'][1]
     assert {(o['contestant'],o['per_class'],o['n']) for o in res['few_labels']}=={(c,n,2) for c in ('BYOL, linear','BYOL, fine-tuned','from scratch','pixels, nearest') for n in (1,3)}

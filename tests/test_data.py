@@ -1,5 +1,7 @@
 "Folders of any layout and files of any state; subsets of few labels"
 from conftest import *
+from fastbyol.core import find_normalize, to_unit
+from fastbyol.data import KeptImages, MemoryDL, OpenFnError, OpenImage, image_exts, is_empty, load_square, move_images, square_image, warn_unreadable
 from PIL import Image
 import fastbyol.data as D
 
@@ -208,7 +210,7 @@ need = 12*3*20*20
 def little(monkeypatch, ram=0, disk=10**12):
     "As if there were so much memory and disk"
     monkeypatch.setattr(D, '_free_memory', lambda: ram)
-    monkeypatch.setattr('fastbyol.cache.shutil.disk_usage', lambda p: SimpleNamespace(free=disk))
+    monkeypatch.setattr('fastbyol.data.shutil.disk_usage', lambda p: SimpleNamespace(free=disk))
 
 @pytest.mark.parametrize('processes', [1,3])
 def test_auto_goes_by_what_there_is_room_for(tmp_path, monkeypatch, processes):
@@ -411,8 +413,8 @@ def test_a_class_of_one_image_is_named(tmp_path):
     with pytest.raises(ValueError, match='only 1 of b under'): split_files(tmp_path)
 
 def test_fewer_labelled_images_than_a_batch_are_a_batch(tmp_path):
-    train,test = split_files(class_folders(tmp_path, 10)); dls = labelled_loaders(train, test, 8); assert [len(y) for _,y in dls.train]==[14] and [len(y) for _,y in dls.valid]==[6]
-    assert [len(y) for _,y in labelled_loaders(train, test, 8, bs=4).train]==[4]*3
+    train,test = split_files(class_folders(tmp_path, 10)); dls = labelled_dls(train, 8, valid=test); assert [len(y) for _,y in dls.train]==[14] and [len(y) for _,y in dls.valid]==[6]
+    assert [len(y) for _,y in labelled_dls(train, 8, bs=4, valid=test).train]==[4]*3
 
 def test_a_split_that_cannot_be_is_an_error(tmp_path):
     class_folders(tmp_path/'y'/'train'); class_folders(tmp_path/'y'/'val', 3, 'ac')

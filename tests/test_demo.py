@@ -20,7 +20,7 @@ def test_no_classes_is_an_error(tmp_path):
 
 def test_labelled_loaders_warn_of_unreadable_files(tmp_path):
     train,test = split_files(class_folders(tmp_path/'x')); (tmp_path/'x'/'a'/'bad.png').write_bytes(b'x')
-    with pytest.warns(UserWarning, match='bad.png'): dls = labelled_loaders([*train, tmp_path/'x'/'a'/'bad.png'], test, 16)
+    with pytest.warns(UserWarning, match='bad.png'): dls = labelled_dls([*train, tmp_path/'x'/'a'/'bad.png'], 16, valid=test)
     assert list(dls.vocab)==['a','b'] and len(dls.train.dataset)==len(train)
 
 def test_own_images_from_the_command_line(tmp_path):

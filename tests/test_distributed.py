@@ -1,5 +1,8 @@
 "Several processes on the CPU: equal targets on all ranks, and the result of one process"
 from conftest import *
+from fastbyol.core import eval_mode, online_model
+from fastbyol.checkpoint import checkpoints, load_state
+from fastbyol.distributed import BYOLTrainer, ShardedDL, sync_bn_, undo_sync_bn_
 import io, signal, subprocess, sys
 from contextlib import redirect_stdout
 from accelerate import PartialState, debug_launcher

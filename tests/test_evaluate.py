@@ -1,5 +1,6 @@
 "Embeddings in order and normalised once; nearest neighbours against scikit-learn, in bounded memory"
 from conftest import *
+from fastbyol.core import eval_mode
 import subprocess
 from sklearn.neighbors import KNeighborsClassifier
 

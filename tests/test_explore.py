@@ -1,5 +1,7 @@
 "Pictures in order and unnormalised; neighbours, pairs, outliers and picks against scikit-learn and plain loops, in bounded memory"
 from conftest import *
+from fastbyol.data import load_square
+from fastbyol.explore import EmbeddedImages, ImageTable, embed_images, find_duplicates, find_outliers, plot_embeddings, show_neighbours, suggest_labels
 from matplotlib.offsetbox import AnnotationBbox
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torchvision.transforms.functional as TV
 from copy import deepcopy
-from fastai.vision.all import imagenet_stats
 from kornia.augmentation import AugmentationSequential, RandomErasing
 from kornia.filters import gaussian_blur2d
 from fastbyol.all import *
+from fastai.vision.all import *
 from conftest import hush, image_dls, noise
 
 still = dict(scale=(1.,1.), ratio=(1.,1.), flip_p=0., jitter=(0.,)*4, jitter_p=1., gray_p=0.)

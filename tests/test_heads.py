@@ -1,5 +1,6 @@
 "Projector and predictor: the layers of the paper, and each norm against an independent reference"
 from conftest import *
+from fastbyol.model import WSLinear
 from timm.layers import StdConv2d
 
 @pytest.mark.parametrize('norm,kind', [('batch',nn.BatchNorm1d), ('group',nn.GroupNorm), ('layer',nn.LayerNorm), (None,nn.Identity)])

@@ -1,5 +1,6 @@
 "Weights of others: lock-step with a plain numpy ResNet in haiku's padding, with timm's loader, and with the networks that the weights are of"
 from conftest import *
+from fastbyol.interop import from_deepmind, from_hub, from_torch, read_data_pickle, to_hub
 from copy import deepcopy
 from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.torch import save_file

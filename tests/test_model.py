@@ -1,5 +1,7 @@
 "`BYOL` in lock-step with closed forms, timm's EMA and torch's own tools"
 from conftest import *
+from fastbyol.core import eval_mode
+from fastbyol.model import batch_norms
 from timm.utils import ModelEmaV3
 import pickle
 

@@ -1,5 +1,7 @@
 "Monitors: they leave training alone to the bit, say the truth, and call a collapse a collapse"
 from conftest import *
+from fastbyol.core import eval_mode, fixed_rng, to_unit
+from fastbyol.monitor import alignment, effective_rank, feature_std, uniformity
 from fastai.callback.training import GradientAccumulation
 from fastai.callback.tracker import SaveModelCallback
 

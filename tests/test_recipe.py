@@ -1,5 +1,6 @@
 "LARS, schedules and recipes against DeepMind's formulas, written anew in numpy from the text of their release (deepmind-research/byol/utils)"
 from conftest import *
+from fastbyol.optim import default_warmup
 from fastai.callback.all import *
 import pickle, timm
 

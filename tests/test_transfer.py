@@ -1,5 +1,6 @@
 "The body out of pretraining and into fastai, timm and files: lock-step with fastai's own learners"
 from conftest import *
+from fastbyol.core import eval_mode, find_normalize, normalize_stats
 from safetensors.torch import save_file, load_file
 import fastbyol.transfer, json, timm
 

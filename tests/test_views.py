@@ -1,5 +1,7 @@
 "Views: what is drawn against the stated probabilities and ranges, and each image its own draw"
 from conftest import *
+from fastbyol.core import check_unit, fixed_rng, normalize_stats, to_unit
+from fastbyol.views import ColorJiggle, make_views, view_pair
 import functools, pickle
 
 def ops(view): return {type(m).__name__:m for m in view}

@@ -1,9 +1,11 @@
 "Precision and layout: what is chosen, that it is what runs, and that nothing else changes"
 from conftest import *
+from fastbyol.core import eval_mode
+from fastbyol.device import GPUKernels, measure_ways
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.channelslast import ChannelsLast
 from torch.utils._python_dispatch import TorchDispatchMode
-import fastbyol.precision as P
+import fastbyol.device as P
 
 def learner(precision, n=24, size=32, cbs=None, arch='resnet18'):
     set_seed(0); return hush(byol_learner(image_dls(noise(n+8, size)), arch, hidden_size=32, projection_size=8, views=(same,mirror), precision=precision, cbs=cbs))
