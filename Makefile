@@ -2,13 +2,14 @@
 # and installs again only when PYTHON or the package's metadata has changed. `make test PYTHON=python3.12` picks another.
 
 PYTHON ?= python3
-NB_WORKERS ?= 2
+WORKERS ?= 2
 
 BIN := .venv/bin
 # In the tests no window opens, and notebooks find the environment's own commands.
 IN_ENV := PATH="$(CURDIR)/$(BIN):$$PATH" MPLBACKEND=Agg
-# Notebooks run side by side, so each keeps to one thread: more would fight over the cores.
-NBDEV_TEST := $(IN_ENV) OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(NB_WORKERS)
+# Notebooks and tests run side by side, so each keeps to one thread: more would fight over the cores.
+NBDEV_TEST := $(IN_ENV) OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS)
+PYTEST := $(IN_ENV) $(BIN)/python -m pytest -n $(WORKERS)
 
 define MAKE_ENV
 @$(PYTHON) -c '' || { echo "'$(PYTHON)' does not run: name a Python, as in 'make PYTHON=python3.12'" >&2; exit 1; }; \
@@ -19,8 +20,8 @@ endef
 
 help:
 	@echo "make demo    pretrain a little with BYOL and show what comes of it"
-	@echo "make test    every check: notebooks and modules in sync, their tests, pytest, README in sync, the docs"
-	@echo "make slow    the tests again, with the slow ones"
+	@echo "make test    all checks: notebooks and modules in sync, their tests, pytest, README in sync, the docs"
+	@echo "make slow    the tests again, with the slow ones and the tutorials"
 	@echo "make dev     only make the environment, for work on fastbyol"
 	@echo "make readme  write README.md from nbs/index.ipynb, and nbs/llms.txt"
 	@echo "make docs    build the web pages in _docs, with Quarto if it is there; docs-preview: without it"
@@ -34,12 +35,12 @@ test: dev
 	$(BIN)/python tools/check_sync.py
 	$(BIN)/python tools/make_readme.py --check
 	$(MAKE) docs-test
-	$(NBDEV_TEST)
-	$(IN_ENV) $(BIN)/python -m pytest
+	$(NBDEV_TEST) --skip_folder_re '^([._]|tutorials)'
+	$(PYTEST)
 
 slow: dev
 	$(NBDEV_TEST) --flags slow --cell-timeout 0
-	$(IN_ENV) $(BIN)/python -m pytest --runslow
+	$(PYTEST) --runslow
 
 env:
 	$(MAKE_ENV)
