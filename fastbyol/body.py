@@ -34,7 +34,7 @@ def _run(body, n_in, size):
     p = next(body.parameters(), torch.empty(0))
     with eval_mode(body): return body(torch.full((2,n_in,size,size), .5, dtype=p.dtype, device=p.device))
 
-# %% ../nbs/01_body.ipynb #da2b3827
+# %% ../nbs/01_body.ipynb #28c5bc37
 _watched = ContextVar('watched', default=()) # (modules, outputs) of every `layer_outputs` that this thread is in
 
 def _note_output(module, inputs, output):
@@ -120,7 +120,7 @@ class BodySpec:
         return (f"BodySpec({self.name}, n_in={self.n_in}, n_features={self.n_features}, "
                 f"small_stem={self.small_stem}, layer={self.layer})")
 
-# %% ../nbs/01_body.ipynb #d86331a1
+# %% ../nbs/01_body.ipynb #18b6f114
 @patch
 def _check(self:BodySpec, kwargs):
     "Raise an error unless a body can be built from the arguments"
@@ -140,9 +140,9 @@ _run_errors = (RuntimeError,AssertionError,IndexError,TypeError) # of a body tha
 @patch
 def _probe(self:BodySpec, body, cfg):
     "What the body returns at the first size that it takes, which is noted as `side`"
-    known = self.size or first(L(self.kwargs.get('img_size'))) or cfg and cfg['input_size'][-1]
+    fixed = self.size or first(L(self.kwargs.get('img_size'))) or cfg.get('fixed_input_size') and cfg['input_size'][-1]
     error = None
-    for self.side in [known] if known else [64,224,32,28,96,128,160,192,256,384]:
+    for self.side in [fixed] if fixed else [64,224,32,28,96,128,160,192,256,384]:
         try: return _run(body, self.n_in, self.side)
         except _run_errors as e: error = error or e
     n = getattr(first(m for m in body.modules() if isinstance(m, nn.Conv2d)), 'in_channels', None)
@@ -151,7 +151,7 @@ def _probe(self:BodySpec, body, cfg):
                          f"build it for {self.n_in}, or read the images with `n_in={n}`") from error
     raise ValueError(f"Could not run {self.name} on {self.n_in} channels: pass `size=`, `n_in=` or `layer=`") from error
 
-# %% ../nbs/01_body.ipynb #16d4ea17
+# %% ../nbs/01_body.ipynb #2bb21123
 @patch
 def _is_nhwc(self:BodySpec, body, y):
     "Is the feature map `y` (bs, h, w, n)? A larger image has a larger h, and the same n"
@@ -174,7 +174,7 @@ def _build_callable(self:BodySpec, pretrained):
     except (TypeError,StopIteration,AssertionError) as e:
         raise ValueError(f"`vision_learner` cannot build a body from {self.name}: {advice}") from e
 
-# %% ../nbs/01_body.ipynb #44e92f82
+# %% ../nbs/01_body.ipynb #639857a0
 @patch
 def build(self:BodySpec,
     pretrained:bool=False # start from the architecture's published weights?

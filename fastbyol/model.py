@@ -69,7 +69,7 @@ class BYOLLoss(Module):
         loss = _loss_per_item(pred, targ)
         return loss if self.reduction=='none' else getattr(loss, self.reduction)()
 
-# %% ../nbs/03_model.ipynb #f0b47d7b
+# %% ../nbs/03_model.ipynb #c5551119
 class Encoder(nn.Module):
     "A body with what belongs to it: normalised images (bs, c, h, w) in, representations (bs, n_features) out"
     def __init__(self,
@@ -168,7 +168,7 @@ class BYOL(Encoder):
         self.target = self._make_target(target_init) if has_target else None
         if teacher is not None: self.__dict__['teacher'] = teacher
 
-# %% ../nbs/03_model.ipynb #75b142eb
+# %% ../nbs/03_model.ipynb #155b527e
 @patch
 def _make_target(self:BYOL, init):
     body,projector = deepcopy(self.body),deepcopy(self.projector)
@@ -194,7 +194,7 @@ def _apply(self:BYOL, fn, *args, **kwargs):
     if self.teacher is not None: self.teacher._apply(fn, *args, **kwargs) # it is no submodule
     return Encoder._apply(self, fn, *args, **kwargs)
 
-# %% ../nbs/03_model.ipynb #a9913e63
+# %% ../nbs/03_model.ipynb #4442946a
 @patch
 def embed(self:BYOL,
     x:Tensor, # normalised images, (bs, c, h, w)
@@ -230,7 +230,7 @@ def forward(self:BYOL,
         raise ValueError("`BYOL` needs batches of 2 or more for batch norm: set `drop_last=True` or a larger `bs`")
     return self._both(lambda v: self.predictor(self.project(v)), v1, v2)
 
-# %% ../nbs/03_model.ipynb #91c524ac
+# %% ../nbs/03_model.ipynb #349b5f0d
 @patch
 @torch.no_grad()
 def targets(self:BYOL,
@@ -265,7 +265,7 @@ def update_target(self:BYOL,
         if old.is_floating_point(): old.lerp_(new, 1-tau)
         else: old.copy_(new) # counters
 
-# %% ../nbs/03_model.ipynb #828c56f0
+# %% ../nbs/03_model.ipynb #a84eb3b2
 def _frozen(source, n_in):
     "A copy of the body in `source`, as an `Encoder` that is not trained"
     if isinstance(source, (str,Path)):

@@ -92,7 +92,7 @@ def save_body(
     with whole_file(file) as tmp: save_file(sd, tmp, metadata=dict(fastbyol=text, sha256=_digest(text, sd)))
     return file
 
-# %% ../nbs/10_transfer.ipynb #1c13dee9
+# %% ../nbs/10_transfer.ipynb #03337fe4
 def _read_body(file):
     "What a body file says of its body, and the weights"
     try:
@@ -140,7 +140,9 @@ def _published(spec):
     try: body = spec.build(pretrained=True)
     except (OSError,RuntimeError,ValueError) as e:
         raise ValueError(f"The published weights of {spec.name} could not be loaded: {e}") from e
-    return Encoder(body.eval(), spec, view_size=spec.side if isinstance(spec.arch, str) else None)
+    cfg = body.model.default_cfg if isinstance(spec.arch, str) else {}
+    view_size = cfg.get('input_size', [None])[-1]
+    return Encoder(body.eval(), spec, view_size=spec.side if cfg.get('fixed_input_size') else view_size)
 
 def as_encoder(
     source, # `Learner` with a `BYOL`, `BYOL`, body file, what `load_body` returned, `Encoder`, or timm name
@@ -160,6 +162,7 @@ def as_encoder(
     m = _byol(source)
     return Encoder(m.target['body'] if target and m.momentum else m.body, m.spec, m.stats, m.view_size)
 
+# %% ../nbs/10_transfer.ipynb #a8f7978f
 def random_encoder(
     source # anything that `as_encoder` takes
 )->Encoder: # with the statistics of `source`
@@ -273,6 +276,7 @@ def _as_sequential(body, n_in, size):
     if n<2: raise TypeError(f"Layers of {type(net).__name__} do not run one after the other: use one like `resnet18`")
     return nn.Sequential(*layers[:n])
 
+# %% ../nbs/10_transfer.ipynb #14c8c99f
 @delegates(unet_learner, but='dls,arch,pretrained,weights,cut,config,n_in')
 def byol_unet_learner(
     dls:DataLoaders, # images with masks
