@@ -48,7 +48,7 @@ def _recipe_for(r, dls, arch, x, own, cbs):
     if r.small_stem and not r.args['small_stem'] and not _takes_small_stem(arch): r = r.replace('ours: not known to be a resnet', small_stem=False)
     return r
 
-_model_args = 'pretrained,hidden_size,projection_size,norm,layer,small_stem,momentum,stats,target_bn,target_init,concat'.split(',')
+_model_args = 'pretrained,hidden_size,projection_size,norm,layer,small_stem,momentum,teacher,stats,target_bn,target_init,concat'.split(',')
 
 @delegates(Learner.__init__, but='dls,model,loss_func,cbs')
 @delegates(BYOL.__init__, but='arch,n_in,size', keep=True)
