@@ -315,7 +315,8 @@ def pairs(t): return list(zip(t['index'], t['index_2']))
 
 def test_pairs_are_those_of_a_loop():
     emb = images_of(40)
-    cosine = {(i,j): F.cosine_similarity(emb.features[i], emb.features[j], 0).item() for j in range(40) for i in range(j)}
+    f = emb.features
+    cosine = {(i,j): F.cosine_similarity(f[i], f[j], 0).item() for j in range(40) for i in range(j)}
     t = find_duplicates(emb, threshold=.9, pixels=None)
     assert len(t)>10 and sorted(pairs(t))==sorted(p for p,c in cosine.items() if c>=.9)
     np.testing.assert_allclose(t['similarity'], [cosine[p] for p in pairs(t)], atol=1e-5)
@@ -408,7 +409,8 @@ def test_labelled_may_come_in_any_form():
     mask = np.zeros(30, bool)
     mask[[4,20]] = True
     want = suggest_labels(emb, n=5, labelled=[20,4])['index'].tolist()
-    forms = [torch.tensor([4,20]), np.array([4,20,4]), {4,20}, L(4,20), pd.Series([4,20]), mask, torch.tensor(mask), mask.tolist()]
+    forms = [torch.tensor([4,20]), np.array([4,20,4]), {4,20}, L(4,20), pd.Series([4,20])]
+    forms += [mask, torch.tensor(mask), mask.tolist()]
     for o in forms: assert suggest_labels(emb, n=5, labelled=o)['index'].tolist()==want
 
 def test_the_whole_pool_can_be_picked_and_nothing_twice():
@@ -487,13 +489,15 @@ def test_picks_are_numbered():
 
 # --- memory
 
-@pytest.mark.parametrize('f', [lambda e: find_duplicates(e, pixels=None), lambda e: suggest_labels(e, n=5, labelled=range(0,9000,2))])
+@pytest.mark.parametrize('f', [lambda e: find_duplicates(e, pixels=None),
+    lambda e: suggest_labels(e, n=5, labelled=range(0,9000,2))])
 def test_memory_is_bounded_by_a_chunk(f):
     emb = EmbeddedImages(torch.randn(9000,16)) # all similarities together: 309 MiB
     assert peak_mib(lambda: f(emb))<150
 
 @pytest.mark.slow
-@pytest.mark.parametrize('f', [lambda e: find_duplicates(e, pixels=None), find_outliers, lambda e: suggest_labels(e, n=100)])
+@pytest.mark.parametrize('f', [lambda e: find_duplicates(e, pixels=None), find_outliers,
+    lambda e: suggest_labels(e, n=100)])
 def test_fifty_thousand_images_fit_in_memory(f):
     emb = EmbeddedImages(torch.randn(50_000,512)) # all similarities together: 9.3 GiB; the unit features: 98 MiB
     assert peak_mib(lambda: f(emb))<800
