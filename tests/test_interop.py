@@ -368,7 +368,8 @@ def test_a_card_says_what_gives_the_representation(local, tmp_path):
     assert 'features = net.forward_features(x).mean((2, 3)) #' in (tmp_path/'m/README.md').read_text()
 
 @pytest.mark.parametrize('make', [lambda: BYOL('test_resnet', small_stem=True, **quick),
-    lambda: BYOL(resnet18, **quick), small_byol, lambda: BYOL('haiku_resnet', **tiny)], ids=['small_stem','torchvision','own','haiku'])
+    lambda: BYOL(resnet18, **quick), small_byol, lambda: BYOL('haiku_resnet', **tiny)],
+    ids=['small_stem','torchvision','own','haiku'])
 def test_what_timm_could_not_rebuild_is_not_shared(make, local, tmp_path):
     with pytest.raises(ValueError, match='save_body'): to_hub(make(), local)
     assert not list(tmp_path.iterdir())
