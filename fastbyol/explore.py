@@ -1,4 +1,4 @@
-"""Looking at embeddings, and working with the unlabelled pool
+"""Look at embeddings, find duplicates and outliers, choose what to label
 
 Docs: https://fastbyol.github.io/fastbyol/explore.html.md"""
 
@@ -9,148 +9,127 @@ __all__ = ['EmbeddedImages', 'embed_images', 'plot_embeddings', 'show_neighbours
            'find_outliers', 'suggest_labels']
 
 # %% ../nbs/15_explore.ipynb #128fbe45
-from contextlib import nullcontext
 from matplotlib.offsetbox import AnnotationBbox,OffsetImage
 from matplotlib.transforms import Bbox
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from sklearn.metrics import pairwise_distances_argmin_min
+from sklearn.neighbors import NearestNeighbors
 from fastai.vision.all import *
 from .core import *
 from .data import *
-from .views import *
 from .evaluate import *
 
 # %% ../nbs/15_explore.ipynb #9388b7b4
 def _fetch(dl, idxs):
     "Images `idxs` of `dl`, one after the other, as the body saw them: (c,h,w) in [0,1]"
-    dl = inner_dl(dl)
-    ds,norm = dl.dataset,find_normalize(dl)
-    if not hasattr(ds, '__getitem__'): raise TypeError(f"Pictures need a dataset that can be indexed, got {type(ds).__name__}: pass `EmbeddedImages(features, images=…)`")
-    # looking changes nothing: not even the random numbers that training goes on with
-    with fixed_rng(0), ds.set_split_idx(1) if hasattr(ds, 'set_split_idx') else nullcontext():
-        if hasattr(dl, 'new'): some = dl.new(shuffle=False, drop_last=False, num_workers=0, n=len(idxs), get_idxs=lambda: idxs)
-        else: some = torch.utils.data.DataLoader(torch.utils.data.Subset(ds, idxs), dl.batch_size or 64, collate_fn=dl.collate_fn)
-        for b in some: yield from to_unit(b[0] if isinstance(b, (tuple,list)) else b, norm).cpu()
+    pick = lambda order: [order[i] for i in idxs]
+    with fixed_rng(0), in_order(dl, pick) as batches: # looking leaves the random numbers of training as they were
+        for b in batches: yield from to_unit(b[0] if isinstance(b, (tuple,list)) else b, find_normalize(dl)).cpu()
 
 def _dl_items(dl):
-    "Names of the items of `dl`: files where it has them, numbers where it has not"
+    "Names of the items of `dl`, such as files; None where it has none"
     ds = getattr(inner_dl(dl), 'dataset', None)
-    its = getattr(ds, 'items', None)
-    if isinstance(its, pd.DataFrame): return list(its.index)
-    if its is None or callable(its): its = [o[0] for o in getattr(ds, 'samples', [])] # torchvision's folders
-    its = list(its)
-    return its if its and all(isinstance(o, (str,Path,int,np.integer)) for o in its) else None
-
-def _class_numbers(y):
-    "Labels as whole numbers (n,), or None where they are something else, such as masks"
-    if y is None: return None
-    y = torch.as_tensor(y).cpu()
-    return y.long() if y.ndim==1 and not y.is_floating_point() and not y.is_complex() else None
+    items = getattr(ds, 'items', None)
+    if isinstance(items, pd.DataFrame): return list(items.index)
+    if items is None or callable(items): items = [o[0] for o in getattr(ds, 'samples', [])] # torchvision's folders
+    return list(items) if len(items) and all(isinstance(o, (str,Path,int,np.integer)) for o in items) else None
 
 # %% ../nbs/15_explore.ipynb #f6d71145
 class EmbeddedImages:
-    "Images with their representations: embedded once, looked at in many ways"
+    "Images and their representations: embedded once, for every tool"
     def __init__(self,
         features, # representations, (n, d): a tensor or an array
-        labels=None, # class of each image, (n,), as whole numbers; other labels, such as masks, are left out
+        labels=None, # class of each image as a whole number, (n,); other labels, such as masks, are ignored
         items:list=None, # name of each image, such as its file; None: numbers from 0
         vocab:list=None, # names of the classes
-        images=None, # a `DataLoader` with its items in the order of `features`, a function of the index, or what can be indexed, such as a tensor (n,c,h,w): images (c,h,w) in [0,1]; None: `items`, where they are files
+        images=None, # `DataLoader` in the order of `features`, function of the index, or list of (c,h,w) in [0,1]
     ):
         f = torch.as_tensor(features).detach().cpu().float()
-        if f.ndim!=2: raise ValueError(f"Features are (n, d), got {tuple(f.shape)}")
-        if not len(f): raise ValueError("There are no images: give at least one")
-        if not f.isfinite().all(): raise ValueError(f"The features of {int((~f.isfinite()).any(1).sum())} of {len(f)} images hold NaN or infinity: the body has diverged")
-        self.features,self.labels,self.images = f,_class_numbers(labels),images
-        self.items = list(range(len(f))) if items is None else list(items)
-        for nm,o in (('labels',self.labels),('items',self.items)):
-            if o is not None and len(o)!=len(f): raise ValueError(f"There must be as many {nm} as features, got {len(o)} and {len(f)}")
-        if images is None and isinstance(self.items[0], Path): self.images = lambda i: image2tensor(open_image(self.items[i]))/255
-        ok = vocab is not None and self.labels is not None and len(vocab)>self.labels.max()>=0
-        self.vocab = list(vocab) if ok else None
+        if f.ndim!=2 or not len(f): raise ValueError(f"`features` must be (n, d) with n>0, got {tuple(f.shape)}")
+        if not f.isfinite().all(): raise ValueError("Features hold NaN or infinity: the body has diverged")
+        if labels is not None: labels = torch.as_tensor(labels).cpu()
+        if labels is not None and (labels.ndim!=1 or labels.is_floating_point()): labels = None
+        self.features,self.labels,self.vocab,self.images = f,labels,vocab,images
+        self.unit = F.normalize(f, dim=1) # a product of two is a cosine
+        self.items = list(range(len(f)) if items is None else items)
+        counts = {len(o) for o in (f,self.items,labels) if o is not None}
+        if len(counts)>1: raise ValueError(f"Features, items and labels must be as many, got {counts}")
+        if images is None and isinstance(self.items[0], Path):
+            self.images = lambda i: image2tensor(open_image(self.items[i]))
 
     def __len__(self): return len(self.features)
-    def __repr__(self): return f"EmbeddedImages({len(self):,} images, {self.features.shape[1]} features{'' if self.labels is None else f', {len(self.labels.unique())} classes'})"
     def __getstate__(self): return {**self.__dict__, 'images':None} # a loader cannot always be pickled
-
-    @property
-    def unit(self)->Tensor:
-        "Features on the unit sphere, where a product is a cosine"
-        return F.normalize(self.features, dim=1)
-
-    def pictures(self,
-        idxs:list # which images
-    ): # images (c,h,w) in [0,1], one after the other
-        "Fetch the images `idxs`"
-        idxs,im = [int(i) for i in idxs],self.images
-        if im is None: raise ValueError("There are no pictures of these images: pass `images` to `EmbeddedImages`, such as the data loader")
-        if hasattr(im, 'dataset'): return _fetch(im, idxs)
-        return (to_unit(torch.as_tensor(im(i) if callable(im) else im[i])) for i in idxs)
-
-    def name(self,
-        i:int, # which image
-        n:int=16, # letters, at most
-    )->str:
-        "Short name of image `i`"
-        s = self.items[i]
-        s = s.name if isinstance(s, Path) else str(s)
-        return s if len(s)<=n else '…'+s[1-n:]
-
-    def label(self,
-        i:int # which image
-    ): # name of its class, or its number where there is no `vocab`; None without labels
-        "Class of image `i`"
-        if self.labels is None: return None
-        c = self.labels[i].item()
-        return c if self.vocab is None else self.vocab[c]
+    def __repr__(self): return f"EmbeddedImages({len(self):,} images, {self.features.shape[1]} features)"
 
 # %% ../nbs/15_explore.ipynb #1e95b2f2
+@patch
+def pictures(self:EmbeddedImages,
+    idxs:list # which images
+): # images (c,h,w) in [0,1], one after the other
+    "Fetch the images `idxs`"
+    idxs,images = [int(i) for i in idxs],self.images
+    if images is None: raise ValueError("There are no pictures: pass `images` to `EmbeddedImages`, or a data loader")
+    if hasattr(images, 'dataset'): return _fetch(images, idxs)
+    return (to_unit(torch.as_tensor(images(i) if callable(images) else images[i])) for i in idxs)
+
+@patch
+def label(self:EmbeddedImages,
+    i:int # which image
+): # name of its class, or its number where `vocab` has no name for it; None without labels
+    "Class of image `i`"
+    if self.labels is None: return None
+    c = self.labels[i].item()
+    return self.vocab[c] if self.vocab is not None and 0<=c<len(self.vocab) else c
+
 def embed_images(
-    source, # `Learner` that trained a `BYOL`, a `BYOL`, a file from `save_body`, or what `load_body` returned; features (n, d) that are there already; or `EmbeddedImages`, returned as it is
-    dl=None, # `DataLoader` of the images, with labels or without; items come in their order, unshuffled
+    source, # anything that `as_encoder` takes; features (n, d); or `EmbeddedImages`, which are returned as they are
+    dl=None, # `DataLoader` of the images, with labels or without; they are read in its order, unshuffled
     target:bool=False, # representations of the target's body?
-    vocab:list=None, # names of the classes; None: as `dl` says
 )->EmbeddedImages: # what the tools below work on
-    "Embed the images of `dl`, and keep what is needed to name and draw them"
-    ready = isinstance(source, (EmbeddedImages,Tensor,np.ndarray))
-    if target and ready: raise TypeError("`target` is for a `BYOL` that embeds the images: these are embedded already")
-    if isinstance(source, EmbeddedImages):
-        if dl is not None: raise TypeError("`EmbeddedImages` know their images: leave `dl` out")
-        return source
-    if dl is None and not ready: raise TypeError(f"To embed images with a {type(source).__name__}, `dl` is needed: pass `dls.train` or `dls.valid`")
-    if isinstance(dl, DataLoaders): raise TypeError("`dl` is one data loader: pass `dls.train` or `dls.valid`")
-    f,y = (source,None) if ready else get_embeddings(source, dl, target=target)
+    "Embed the images of `dl`, and keep what names and draws them"
+    if isinstance(source, EmbeddedImages): return source
+    ready = isinstance(source, (Tensor,np.ndarray))
+    if isinstance(dl, DataLoaders) or (dl is None and not ready):
+        raise TypeError(f"`dl` must be one data loader, such as `dls.train`, got {type(dl).__name__}")
+    features,labels = (source,None) if ready else get_embeddings(source, dl, target=target)
     items = _dl_items(dl)
-    if items is not None and len(items)!=len(f):
-        if ready: raise ValueError(f"There must be as many features as items in `dl`, got {len(f)} and {len(items)}")
-        items = None
-    return EmbeddedImages(f, y, items, ifnone(vocab, getattr(dl, 'vocab', None)), images=dl)
+    if items is not None and not ready and len(items)!=len(features): items = None # the loader reads other images
+    return EmbeddedImages(features, labels, items, getattr(dl, 'vocab', None), images=dl)
 
 # %% ../nbs/15_explore.ipynb #3c133d86
 def _as_picture(im):
-    "What `imshow` draws: of many channels the first three, of two the first"
+    "What `imshow` draws: the first three of many channels, the first of two"
     im = im.detach().float().cpu().clamp(0, 1)
     return im[:3].permute(1,2,0).numpy() if len(im)>=3 else np.repeat(im[0].numpy()[...,None], 3, 2)
 
-def _colours(n): return [plt.get_cmap('tab10' if n<=10 else 'tab20')(i) if n<=20 else plt.get_cmap('hsv')(i/n) for i in range(n)]
-
-def _flatten(x, method, perplexity, seed):
+def _to_plane(unit, method, perplexity, seed):
     "(n, 2) from unit features (n, d)"
-    n = len(x)
-    spread = x.std(0).max()>1e-6 if n>1 else False # t-SNE divides by it
-    if not spread: return np.zeros((n,2))
-    z = PCA(min(50 if method=='tsne' else 2, *x.shape), random_state=seed).fit_transform(x.double().numpy())
-    if method=='tsne' and n>3: return TSNE(perplexity=max(1., min(perplexity, (n-1)/3)), init='pca' if z.shape[1]>1 else 'random', random_state=seed).fit_transform(z.astype(np.float32))
-    return np.pad(z, ((0,0),(0,2)))[:,:2]
+    n = len(unit)
+    if n<2 or unit.std(0).max()<1e-6: return np.zeros((n,2)) # t-SNE divides by the spread
+    z = PCA(min(50 if method=='tsne' else 2, *unit.shape), random_state=seed).fit_transform(unit.double().numpy())
+    if method=='pca' or n<4: return np.pad(z, ((0,0),(0,2)))[:,:2]
+    perplexity,init = max(1., min(perplexity, (n-1)/3)),'pca' if z.shape[1]>1 else 'random'
+    return TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(z.astype(np.float32))
 
-def _free_spots(ax, pts, n, side):
-    "Up to `n` of the points `pts` where pictures of `side` points stand clear of each other and inside the axes, spread over them"
-    px,inside,taken,res = side*ax.figure.dpi/72,ax.get_window_extent(),[],[]
-    for i,(x,y) in enumerate(ax.transData.transform(pts)):
+def _draw_thumbs(ax, points, colours, emb, rows, n, size):
+    "Draw up to `n` pictures that overlap neither each other nor the edge of the axes"
+    ax.figure.draw_without_rendering() # the layout decides what overlaps
+    px,frame,taken = size*1.25*ax.figure.dpi/72,ax.get_window_extent(),{}
+    for i,(x,y) in enumerate(ax.transData.transform(points)):
         box = Bbox.from_bounds(x-px/2, y-px/2, px, px)
-        if len(res)<n and inside.x0<=box.x0 and box.x1<=inside.x1 and inside.y0<=box.y0 and box.y1<=inside.y1 and not box.count_overlaps(taken):
-            taken.append(box); res.append(i)
-    return res
+        free = frame.count_contains(box.corners())==4 and not box.count_overlaps(list(taken.values()))
+        if free and len(taken)<n: taken[i] = box
+    for i,im in zip(taken, emb.pictures(rows[list(taken)])):
+        im = _as_picture(im)
+        box = OffsetImage(im, zoom=size/max(im.shape[:2]), interpolation='antialiased')
+        ax.add_artist(AnnotationBbox(box, points[i], pad=.1, bboxprops=dict(edgecolor=colours[i], lw=1.2)))
+
+def _draw(ax, im, title, frame=None):
+    ax.imshow(_as_picture(im), vmin=0, vmax=1)
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(plain_label(title), fontsize=8, pad=3)
+    for s in ax.spines.values(): s.set(visible=frame is not None, color=frame, linewidth=2.5)
 
 # %% ../nbs/15_explore.ipynb #e3bda136
 def plot_embeddings(
@@ -158,61 +137,41 @@ def plot_embeddings(
     dl=None, # `DataLoader`, unless `source` is `EmbeddedImages`
     method:str='tsne', # 'tsne' or 'pca'
     max_items:int=2000, # points; a random part of the images where there are more
-    thumbs:int=60, # pictures, at most; 0: none
+    thumbs:int=60, # most pictures to draw; 0: none
     thumb_size:float=20, # side of a picture, in points
     perplexity:float=30., # of t-SNE: about how many neighbours count; lower where there are few images
     seed:int=0, # of the random part, and of t-SNE
-    target:bool=False, # representations of the target's body?
     ax=None, # matplotlib axes to draw on; None: a new figure
     title:str=None, # of the axes; None: what is drawn
-    figsize:tuple=(6.5,5), # of a new figure, in inches
 ): # the axes
     "Embeddings as points of the plane, coloured by class where there are labels, some with their pictures"
-    if method not in ('tsne','pca'): raise ValueError(f"`method` is 'tsne' or 'pca', got {method!r}")
-    check_counts(max_items=max_items)
-    emb = embed_images(source, dl, target)
+    if method not in ('tsne','pca'): raise ValueError(f"`method` must be 'tsne' or 'pca', got {method!r}")
+    emb = embed_images(source, dl)
     rows = torch.randperm(len(emb), generator=torch.Generator().manual_seed(seed))[:max_items]
-    z = _flatten(emb.unit[rows], method, perplexity, seed)
-    if ax is None: _,ax = plt.subplots(figsize=figsize, layout='constrained')
-    y = torch.zeros_like(rows) if emb.labels is None else emb.labels[rows]
-    classes = y.unique().tolist()
-    colour = dict(zip(classes, _colours(len(classes))))
-    for c in classes:
-        nm = 'images' if emb.labels is None else emb.label(rows[y==c][0])
-        ax.scatter(*z[(y==c).numpy()].T, s=9, color=colour[c], label=nm, alpha=.8, lw=0)
+    points = _to_plane(emb.unit[rows], method, perplexity, seed)
+    if ax is None: _,ax = plt.subplots(figsize=(6.5,5), layout='constrained')
+    labels = np.zeros(len(rows), int) if emb.labels is None else emb.labels[rows].numpy()
+    classes = np.unique(labels)
+    cmap = plt.get_cmap('tab10' if len(classes)<=10 else 'turbo', max(10, len(classes)))
+    colour = {c:cmap(i) for i,c in enumerate(classes)}
+    dots = [ax.scatter(*points[labels==c].T, s=9, color=colour[c], alpha=.8, lw=0) for c in classes]
+    ax.set_title(ifnone(title, f'Embeddings of {len(rows):,} images ({method})'), fontsize=10)
     ax.set(xticks=[], yticks=[]); ax.margins(.06)
-    some = f"{len(rows):,} of {len(emb):,} images" if len(rows)<len(emb) else f"{len(emb):,} images"
-    ax.set_title(ifnone(title, f"{'t-SNE' if method=='tsne' else 'PCA'} of the embeddings of {some}"), fontsize=10)
-    if emb.labels is not None and len(classes)<=20: ax.legend(fontsize=8, markerscale=1.8, loc='center left', bbox_to_anchor=(1,.5), frameon=False, handletextpad=.1)
+    if emb.labels is not None and len(classes)<=20:
+        names = [plain_label(emb.label(rows[labels==c][0])) for c in classes]
+        ax.legend(dots, names, loc='center left', bbox_to_anchor=(1,.5), fontsize=8, markerscale=1.8, frameon=False)
     if thumbs and emb.images is not None:
-        ax.figure.draw_without_rendering() # the layout settles what is clear of what
-        spots = _free_spots(ax, z, thumbs, thumb_size*1.25)
-        for i,im in zip(spots, emb.pictures(rows[spots])):
-            a = _as_picture(im)
-            box = OffsetImage(a, zoom=thumb_size/max(a.shape[:2]), cmap='gray', interpolation='antialiased')
-            ax.add_artist(AnnotationBbox(box, z[i], pad=.1, bboxprops=dict(edgecolor=colour[y[i].item()], lw=1.2)))
+        _draw_thumbs(ax, points, [colour[c] for c in labels], emb, rows, thumbs, thumb_size)
     return ax
 
 # %% ../nbs/15_explore.ipynb #a48cc71c
-def _chunk(n): return max(1, 2**24//n) # similarities of a chunk take at most 64 MiB
-
-def _neighbours(unit, rows, k):
-    "Similarities and numbers of the `k` images nearest to each of `rows`, themselves left out: (m, k) each"
-    k,sims,idxs = min(k, len(unit)-1),[],[]
-    for r in rows.split(_chunk(len(unit))):
-        s = unit[r] @ unit.T
-        s[torch.arange(len(r)), r] = -math.inf # by number: a copy of the image stays
-        s,i = s.topk(k)
-        sims.append(s.clamp(-1, 1)); idxs.append(i)
-    return torch.cat(sims),torch.cat(idxs)
-
-def _need(emb, n, what):
-    if len(emb)<n: raise ValueError(f"{what} needs {n} images or more, got {len(emb)}")
-
-def _draw(ax, im, title='', colour=None):
-    ax.imshow(_as_picture(im), vmin=0, vmax=1)
-    ax.set(xticks=[], yticks=[]); ax.set_title(title, fontsize=8, pad=3)
-    for s in ax.spines.values(): s.set(visible=colour is not None, color=colour, linewidth=2.5)
+def _indices(idxs, n, name):
+    "`idxs`, or where a mask is true, as whole numbers in [0,n)"
+    idxs = np.array(list(idxs), dtype=None if len(idxs) else int)
+    if idxs.dtype==bool and len(idxs)==n: idxs = idxs.nonzero()[0]
+    wrong = [i for i in idxs.tolist() if idxs.dtype.kind not in 'iu' or not 0<=i<n]
+    if wrong: raise ValueError(f"`{name}` must be numbers of images from 0 to {n-1}, got {wrong[0]}")
+    return torch.from_numpy(idxs).long()
 
 def show_neighbours(
     source, # `EmbeddedImages`, or what `embed_images` takes
@@ -221,35 +180,24 @@ def show_neighbours(
     n:int=5, # queries to draw
     k:int=7, # neighbours of each; all of the others where there are fewer
     seed:int=0, # of the draw
-    target:bool=False, # representations of the target's body?
-    size:float=.95, # side of a picture, in inches
 ): # the figure
-    "A row for each query: the image, then its nearest by cosine, framed green where the class is the same and red where not"
-    check_counts(n=n, k=k)
-    emb = embed_images(source, dl, target)
-    _need(emb, 2, "`show_neighbours`")
+    "A row for each query: the image and its nearest by cosine, framed green where the class is the same, else red"
+    emb = embed_images(source, dl)
     if queries is None: queries = torch.randperm(len(emb), generator=torch.Generator().manual_seed(seed))[:n]
-    queries = _numbers(queries, len(emb), 'queries')
-    if not len(queries): raise ValueError("`queries` is empty: give at least one number")
-    sims,idxs = _neighbours(emb.unit, queries, k)
-    rows,k = torch.cat([queries[:,None], idxs], 1),sims.shape[1]
-    fig,axs = plt.subplots(len(queries), k+1, figsize=(size*(k+1), size*1.18*len(queries)), squeeze=False, layout='constrained')
-    shown = dict(zip(rows.unique().tolist(), emb.pictures(rows.unique())))
-    for r,(q,nbrs) in enumerate(zip(queries.tolist(), idxs.tolist())):
-        nm = emb.name(q, 12) if emb.labels is None else str(emb.label(q))[:16]
-        _draw(axs[r,0], shown[q], nm)
-        for ax,i,s in zip(axs[r,1:], nbrs, sims[r].tolist()):
-            _draw(ax, shown[i], f'{s:.3f}', None if emb.labels is None else 'tab:green' if emb.labels[i]==emb.labels[q] else 'tab:red')
+    queries = _indices(queries, len(emb), 'queries')
+    cosines = emb.unit[queries] @ emb.unit.T
+    cosines[torch.arange(len(queries)), queries] = -math.inf # by number: a copy of the image stays
+    cosines,nearest = cosines.topk(min(k, len(emb)-1))
+    rows = torch.cat([queries[:,None], nearest], 1)
+    fig,axs = plt.subplots(*rows.shape, figsize=(rows.shape[1],1.15*len(rows)), squeeze=False, layout='constrained')
+    ims = dict(zip(rows.unique().tolist(), emb.pictures(rows.unique())))
+    for row,(q,*idxs),sims in zip(axs, rows.tolist(), cosines.tolist()):
+        name = str(getattr(emb.items[q], 'name', emb.items[q]) if emb.labels is None else emb.label(q))
+        _draw(row[0], ims[q], name if len(name)<=16 else '…'+name[-15:])
+        for ax,i,sim in zip(row[1:], idxs, sims):
+            same = emb.labels is not None and emb.labels[i]==emb.labels[q]
+            _draw(ax, ims[i], f'{sim:.3f}', None if emb.labels is None else 'tab:green' if same else 'tab:red')
     return fig
-
-def _numbers(idxs, n, name):
-    "`idxs` as a tensor of numbers in [0,n); a mask (n,) is taken for the numbers where it is true"
-    t = torch.as_tensor(list(idxs) if isinstance(idxs, (range,set,L)) else idxs).cpu()
-    if t.dtype==torch.bool and len(t)==n: t = t.nonzero()
-    t = t.flatten()
-    if len(t) and (t.is_floating_point() or t.dtype==torch.bool): raise TypeError(f"`{name}` are numbers of images, got {t.dtype}")
-    if len(t) and (t.min()<0 or t.max()>=n): raise ValueError(f"`{name}` are numbers of images, from 0 to {n-1}, got {t[(t<0)|(t>=n)][0].item()}")
-    return t.long()
 
 # %% ../nbs/15_explore.ipynb #dfa1eff7
 def _side_by_side(a, b):
@@ -257,162 +205,136 @@ def _side_by_side(a, b):
     b = F.interpolate(b[None], a.shape[1:], mode='bilinear')[0] if b.shape!=a.shape else b
     return torch.cat([a, torch.ones(len(a), a.shape[1], max(1, a.shape[2]//16)), b], 2)
 
+def _caption(row):
+    if hasattr(row, 'similarity'): return f'{row.similarity:.4f}'
+    pick = f'{row.pick}: ' if hasattr(row, 'pick') else ''
+    return (pick + f'{row.distance:.3f}').removesuffix(': nan') # the first pick is far from nothing
+
 class ImageTable(pd.DataFrame):
     "A row for each image, or pair of images, that was found; `show` draws them"
     _metadata = ['emb']
-    @property
-    def _constructor(self): return ImageTable
+    _constructor = property(lambda self: ImageTable)
+    def _repr_html_(self):
+        with pd.option_context('display.html.use_mathjax', False): return super()._repr_html_() # `$` in a name is `$`
 
     def show(self,
         n:int=18, # rows of the table to draw, from the first
         ncols:int=None, # pictures next to each other; None: 9, of pairs 6
-        size:float=.95, # height of a picture, in inches
     ): # the figure, or None where the table is empty
         "Pictures of the first `n` rows"
-        check_counts(n=n)
-        emb,t,pair = getattr(self, 'emb', None),self.head(n),'index_2' in self
-        if emb is None or 'index' not in self: raise ValueError("This table has lost its images, or the column `index` that tells which they are: call `show` on what the function returned, or on rows of it")
-        if not len(t):
-            print("The table is empty: there is nothing to show")
-            return None
-        ncols = min(ncols or (6 if pair else 9), len(t))
-        nrows = math.ceil(len(t)/ncols)
-        fig,axs = plt.subplots(nrows, ncols, figsize=(ncols*size*(2.1 if pair else 1.05), nrows*size*1.22), squeeze=False, layout='constrained')
-        need = sorted(set(t['index']) | (set(t['index_2']) if pair else set()))
-        ims = dict(zip(need, emb.pictures(need)))
-        for ax,o in zip(axs.flat, t.itertuples()):
-            im = ims[o.index] if not pair else _side_by_side(ims[o.index], ims[o.index_2])
-            _draw(ax, im, self._title(o))
-        for ax in axs.flat[len(t):]: ax.axis('off')
+        emb,rows,pair = getattr(self, 'emb', None),self.head(n),'index_2' in self
+        if emb is None or 'index' not in self:
+            raise ValueError("The table has lost its images or its column `index`: call `show` on rows of the original")
+        if not len(rows): return print("The table is empty: there is nothing to show")
+        ncols = min(ncols or (6 if pair else 9), len(rows))
+        nrows = math.ceil(len(rows)/ncols)
+        fig,axs = plt.subplots(nrows, ncols, figsize=(ncols*(1+pair), nrows*1.1), squeeze=False, layout='constrained')
+        used = sorted({*rows['index'], *(rows['index_2'] if pair else ())})
+        ims = dict(zip(used, emb.pictures(used)))
+        for ax,row in zip(axs.flat, rows.itertuples()):
+            _draw(ax, _side_by_side(ims[row.index], ims[row.index_2]) if pair else ims[row.index], _caption(row))
+        for ax in axs.flat[len(rows):]: ax.axis('off')
         return fig
 
-    def _title(self, o):
-        if hasattr(o, 'similarity'): return f'{o.similarity:.4f}'
-        d = '' if math.isnan(o.distance) else f'{o.distance:.3f}'
-        return f'{o.pick}: {d}'.rstrip(': ') if hasattr(o, 'pick') else d
-
-def _table(emb, cols):
-    "An `ImageTable` of `cols`, with a name, and a label where there are any, next to each number of an image"
+# %% ../nbs/15_explore.ipynb #34d5e1c8
+def _table(emb, **cols):
+    "An `ImageTable` of `cols`, with names, and labels where there are any, next to the numbers of images"
     res = {}
     for k,v in cols.items():
-        res[k] = v
+        res[k] = v = torch.as_tensor(v).tolist()
         if not k.startswith('index'): continue
-        end = k.removeprefix('index')
-        res['item'+end] = pd.Series([emb.items[i] for i in v], dtype=object if len(v)==0 else None)
-        if emb.labels is not None: res['label'+end] = [emb.label(i) for i in v]
+        res[k.replace('index', 'item')] = pd.Series([emb.items[i] for i in v], dtype=object)
+        if emb.labels is not None: res[k.replace('index', 'label')] = [emb.label(i) for i in v]
     t = ImageTable(res)
     t.emb = emb
     return t
 
-# %% ../nbs/15_explore.ipynb #34d5e1c8
-_side,_faint = 16,.02 # of the thumbnails that are compared; deviations below count as noise, so that blank images are alike
+def _thumbnail(im):
+    "Unit vector of a small version of `im`: the product of two is the correlation of their pixels"
+    x = F.interpolate(im[None,:3], (16,16), mode='area').flatten()
+    noise = x.new_tensor([.02*len(x)**.5]) # deviations below .02 hardly count, so that blank images are alike
+    return F.normalize(torch.cat([x-x.mean(), noise]), dim=0)
 
-def _thumbnails(emb, idxs):
-    "Unit vectors of small versions of the images `idxs`, (n, 3·16·16 + 1): their products are correlations of pixels"
-    res = []
-    for im in emb.pictures(idxs):
-        x = F.interpolate(im[None,:3], (_side,_side), mode='area').flatten()
-        res.append(torch.cat([x-x.mean(), x.new_tensor([_faint*len(x)**.5])]))
-    return F.normalize(torch.stack(res), dim=1)
+def _pixel_correlation(emb, pairs):
+    "Correlation of the thumbnails of each of `pairs`, (n,)"
+    if not len(pairs): return torch.empty(0)
+    used = pairs.unique()
+    small = torch.stack([_thumbnail(im) for im in emb.pictures(used)])
+    rows = torch.searchsorted(used, pairs).split(10_000)
+    return torch.cat([(small[r[:,0]]*small[r[:,1]]).sum(1) for r in rows]).clamp(-1, 1)
 
-def _similar_pairs(unit, threshold, max_pairs):
-    "(similarities, numbers a < b) of all pairs with a cosine of `threshold` or more, the most similar first; how many were dropped"
-    n,best,dropped = len(unit),(torch.empty(0),torch.empty(0,2,dtype=torch.long)),0
-    for a in range(0, n, _chunk(n)):
-        s = unit[a:a+_chunk(n)] @ unit[a:].T
+def _similar_pairs(unit, threshold, max_pairs, chunk=2**22):
+    "Cosines and numbers a < b of pairs at `threshold` or above, the most similar `max_pairs` of them"
+    n_rows = max(1, chunk//len(unit)) # their similarities take 16 MiB
+    cosines,pairs = torch.empty(0),torch.empty(0, 2, dtype=torch.long)
+    for start in range(0, len(unit), n_rows):
+        s = unit[start:start+n_rows] @ unit[start:].T
         s[torch.ones_like(s, dtype=torch.bool).tril_()] = -math.inf # each pair once, and none with itself
-        count = int((s>=threshold).sum())
-        if count>max_pairs: v,i = s.flatten().topk(max_pairs)
-        else: v,i = s[s>=threshold],(s>=threshold).flatten().nonzero().flatten()
-        dropped += count-len(v)
-        v = torch.cat([best[0], v]); p = torch.cat([best[1], torch.stack([i//s.shape[1], i%s.shape[1]], 1)+a])
-        order = v.argsort(descending=True, stable=True)
-        dropped += max(0, len(v)-max_pairs)
-        best = v[order[:max_pairs]],p[order[:max_pairs]]
-    return best[0].clamp(max=1),best[1],dropped
+        near = (s>=threshold).nonzero()
+        cosines = torch.cat([cosines, s[near[:,0],near[:,1]]])
+        order = cosines.argsort(descending=True, stable=True)[:max_pairs]
+        cosines,pairs = cosines[order],torch.cat([pairs, near+start])[order]
+    return cosines.clamp(max=1),pairs
 
+# %% ../nbs/15_explore.ipynb #10828436
 def find_duplicates(
     source, # `EmbeddedImages`, or what `embed_images` takes
     dl=None, # `DataLoader`, unless `source` is `EmbeddedImages`
     threshold:float=0.98, # least cosine of the embeddings, in [-1,1]
     pixels:float=0.95, # least correlation of the thumbnails, in [-1,1]; None: embeddings alone
     max_pairs:int=100_000, # pairs to look at, the most similar first
-    target:bool=False, # representations of the target's body?
 )->ImageTable: # index, item, index_2, item_2, similarity, pixels: a row for each pair, the most similar first
     "Pairs of images that are nearly identical; `show` draws them"
-    for nm,o in (('threshold',threshold),('pixels',pixels)):
-        if not (nm=='pixels' and o is None) and not -1<=o<=1: raise ValueError(f"`{nm}` must be in [-1,1], got {o!r}")
-    check_counts(max_pairs=max_pairs)
-    emb = embed_images(source, dl, target)
-    if pixels is not None and emb.images is None: raise ValueError("There are no pictures to compare the pixels of: pass `images` to `EmbeddedImages`, or `pixels=None` to go by the embeddings alone")
-    s,p,dropped = _similar_pairs(emb.unit, threshold, max_pairs)
-    if dropped: warnings.warn(f"{dropped+len(s):,} of {len(emb)*(len(emb)-1)//2:,} pairs have a cosine of {threshold} or more, only the {len(s):,} most similar are looked at: raise `threshold`. If most images are alike to the body, it may have collapsed")
-    cols = dict(index=p[:,0].tolist(), index_2=p[:,1].tolist(), similarity=s.tolist())
+    emb = embed_images(source, dl)
+    cosines,pairs = _similar_pairs(emb.unit, threshold, max_pairs)
+    if len(pairs)==max_pairs:
+        warnings.warn(f"Only the {max_pairs:,} most similar pairs are kept: raise `threshold`. Has the body collapsed?")
+    cols = dict(index=pairs[:,0], index_2=pairs[:,1], similarity=cosines)
     if pixels is not None:
-        used = p.unique()
-        small = _thumbnails(emb, used.tolist()) if len(used) else torch.empty(0,1)
-        a,b = torch.searchsorted(used, p).unbind(1)
-        corr = torch.cat([torch.empty(0), *[(small[i]*small[j]).sum(1) for i,j in zip(a.split(10_000), b.split(10_000))]]).clamp(-1, 1)
-        keep = corr>=pixels
-        cols = {k:[o for o,ok in zip(v, keep) if ok] for k,v in {**cols, 'pixels':corr.tolist()}.items()}
-    return _table(emb, cols)
+        cols['pixels'] = _pixel_correlation(emb, pairs)
+        cols = {k:v[cols['pixels']>=pixels] for k,v in cols.items()}
+    return _table(emb, **cols)
 
 # %% ../nbs/15_explore.ipynb #d3d16a2c
+def _oddness(unit, k):
+    "Mean cosine distance of each image to its `k` nearest neighbours, (n,)"
+    nearest = NearestNeighbors(n_neighbors=min(k, len(unit)-1), algorithm='brute').fit(unit.numpy())
+    return torch.from_numpy(nearest.kneighbors()[0]).square().mean(1)/2 # |a-b|² of unit vectors is 2-2cos
+
 def find_outliers(
     source, # `EmbeddedImages`, or what `embed_images` takes
     dl=None, # `DataLoader`, unless `source` is `EmbeddedImages`
     n:int=18, # images to return; all of them where there are fewer
     k:int=20, # neighbours to measure the distance to; all of the others where there are fewer
-    target:bool=False, # representations of the target's body?
 )->ImageTable: # index, item, distance: the farthest first
     "Images that lie farthest from their nearest neighbours, by mean cosine distance; `show` draws them"
-    check_counts(n=n, k=k)
-    emb = embed_images(source, dl, target)
-    _need(emb, 2, "`find_outliers`")
-    d = (1-_neighbours(emb.unit, torch.arange(len(emb)), k)[0]).mean(1)
-    idxs = d.argsort(descending=True, stable=True)[:n]
-    return _table(emb, dict(index=idxs.tolist(), distance=d[idxs].tolist()))
+    emb = embed_images(source, dl)
+    distances,idxs = _oddness(emb.unit, k).sort(descending=True, stable=True)
+    return _table(emb, index=idxs[:n], distance=distances[:n])
 
 # %% ../nbs/15_explore.ipynb #d404cadb
-def _oddness(unit, k, n_ref=5000):
-    "Mean cosine distance of each image to its `k` nearest among all, or among `n_ref` of them drawn at random where there are more: (n,)"
-    n = len(unit)
-    if n<2: return torch.zeros(n)
-    if n<=n_ref: return (1-_neighbours(unit, torch.arange(n), k)[0]).mean(1)
-    ref = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:n_ref]
-    res = []
-    for r in torch.arange(n).split(_chunk(n_ref)):
-        s = unit[r] @ unit[ref].T
-        s[r[:,None]==ref] = -1 # itself
-        res.append((1-s.topk(k).values).mean(1))
-    return torch.cat(res)
-
 def suggest_labels(
     source, # `EmbeddedImages`, or what `embed_images` takes
     dl=None, # `DataLoader`, unless `source` is `EmbeddedImages`
     n:int=20, # images to suggest
-    labelled:list=(), # numbers of the images that are labelled already, or a mask: suggestions are far from these, too
-    leave_out:float=0.3, # part of the images, the farthest from their 20 nearest neighbours, that is not suggested, in [0,1); 0 where rare classes matter, which lie there
-    target:bool=False, # representations of the target's body?
-)->ImageTable: # pick, index, item, distance to the nearest that was labelled or picked before: in the order of picking
+    labelled:list=(), # numbers of the images that are labelled already, or a mask: suggestions are far from these too
+    leave_out:float=0.3, # part of the images, the oddest, that is not suggested, in [0,1); 0 where rare classes matter
+)->ImageTable: # pick, index, item, distance to the nearest labelled or picked before: in the order of picking
     "Images to label next, each as different as can be from those before it; `show` draws them"
-    check_counts(n=n)
-    if not 0<=leave_out<1: raise ValueError(f"`leave_out` is a part of the images, in [0,1), got {leave_out!r}")
-    emb = embed_images(source, dl, target)
-    done = _numbers(labelled, len(emb), 'labelled').unique()
+    emb = embed_images(source, dl)
+    done = _indices(labelled, len(emb), 'labelled')
     free = torch.ones(len(emb), dtype=torch.bool).index_fill_(0, done, False)
-    if n>free.sum(): raise ValueError(f"{n} images are wanted, but only {free.sum()} are not labelled yet: lower `n`")
-    n_out = min(int(leave_out*len(emb)), int(free.sum())-n)
+    n_free = int(free.sum())
+    if n>n_free: raise ValueError(f"{n} images are wanted, only {n_free} are unlabelled: lower `n`")
+    n_out = min(int(leave_out*len(emb)), n_free-n)
     if n_out: free[_oddness(emb.unit, 20).where(free, -math.inf).topk(n_out).indices] = False
-    u = F.normalize(emb.unit-emb.unit.mean(0), dim=1)
-    near = torch.full((len(u),), -math.inf) # cosine to the nearest that was taken
-    for r in done.split(_chunk(len(u))) if len(done) else (): near = torch.maximum(near, (u @ u[r].T).amax(1))
-    picks,dists = [],[]
+    unit = F.normalize(emb.unit-emb.unit.mean(0), dim=1)
+    nearest = torch.full((len(unit),), math.inf) # distance to the nearest image that is labelled or picked
+    if len(done): nearest = torch.from_numpy(pairwise_distances_argmin_min(unit, unit[done])[1]).float().square()/2
+    picks,distances = [],[]
     for _ in range(n):
-        first_ = not len(done) and not picks
-        # the most central image, then each time the farthest
-        i = int((-(u @ u.mean(0)) if first_ else near).where(free, math.inf).argmin())
-        picks.append(i); dists.append(math.nan if first_ else 1-near[i].clamp(-1, 1).item())
-        free[i] = False
-        near = torch.maximum(near, u @ u[i])
-    return _table(emb, dict(pick=list(range(1, n+1)), index=picks, distance=dists))
+        central = not len(done) and not picks # the first is the most central image, each other the farthest
+        i = int((unit @ unit.mean(0) if central else nearest).where(free, -math.inf).argmax())
+        picks.append(i); distances.append(math.nan if central else nearest[i].item())
+        free[i],nearest = False,torch.minimum(nearest, (1-unit @ unit[i]).clamp(min=0))
+    return _table(emb, pick=range(1, n+1), index=picks, distance=distances)

@@ -35,7 +35,7 @@ def test_memory_is_that_of_the_process():
 
 def test_measurements_are_listed_and_unknown_ones_named():
     out = bench()
-    for o in ('step','views','folder','quality','knn','gpu'): assert f'python -m bench {o}' in out
+    for o in ('step','views','folder','quality','knn','gpu','imagenette'): assert f'python -m bench {o}' in out
     assert 'no measurement' in bench('speed', rc=1)
 
 def test_a_missing_library_is_left_out_and_said(capsys, monkeypatch):
@@ -65,18 +65,27 @@ def test_step_writes_what_it_prints(tmp_path):
     assert str(tmp_path) not in json.dumps(res) and Image.open(tmp_path/'s.png').size[0]>300
 
 def test_gpu_measures_on_a_cpu_what_it_can(tmp_path, photos):
-    out = bench('gpu', photos, '--size', 16, '--bs', 4, '--steps', 2, '--precision', 'fp32', '--json', tmp_path/'g.json')
-    res = json.loads((tmp_path/'g.json').read_text())
-    assert 'images/s' in out and res['gflop_per_step']>0 and 'there is none' in out and res['mfu'] is None
-    assert {'data','views','target','online, forward','online, backward','optimiser'}<=set(res['parts']) and all(v>=0 for v in res['parts'].values())
+    file = tmp_path/'g.json'
+    out = bench('gpu', photos, '--tiny', '--bs', 4, '--precision', 'fp32', '--json', file)
+    res = json.loads(file.read_text())
+    wanted = ['photos decoded, a second', 'step with views, ms', 'both views, ms', 'step, views given, ms', 'optimiser, ms',
+              'target update, ms', 'from files each epoch, images/s', 'embeddings and kNN, s']
+    assert all(res['figures'][o]>0 for o in wanted) and list(res['missing'])==['busy'] and 'there is no GPU' in out
 
 def test_busy_is_the_union_of_kernels():
-    from bench.gpu import busy, peak_tflops
-    def event(a, b, dev=torch.autograd.DeviceType.CUDA): return SimpleNamespace(time_range=SimpleNamespace(start=a, end=b), device_type=dev)
-    def prof(*es): return SimpleNamespace(events=lambda: es)
-    used,total = busy(prof(event(0,10), event(5,20), event(6,7), event(30,40), event(0,99,torch.autograd.DeviceType.CPU)))
-    assert (used,total)==(30e-6,40e-6) and busy(prof()) is None
-    assert peak_tflops('bf16', 'NVIDIA H200')==989 and peak_tflops('channels_last', 'NVIDIA A100-SXM4')==19.5 and peak_tflops('bf16', 'GTX') is None
+    from bench.gpu import busy_share
+    cuda_,cpu_ = torch.autograd.DeviceType.CUDA,torch.autograd.DeviceType.CPU
+    def event(a, b, dev=cuda_): return SimpleNamespace(time_range=SimpleNamespace(start=a, end=b), device_type=dev)
+    kernels = [event(0,10), event(5,20), event(6,7), event(30,40), event(0,99,cpu_)]
+    assert busy_share(SimpleNamespace(events=lambda: kernels))==.75
+
+@pytest.mark.slow
+def test_imagenette_resumes_and_evaluates(tmp_path, photos):
+    args = 'imagenette', photos, '--tiny', '--out', tmp_path/'run'
+    assert 'to resume' in bench(*args, '--minutes', 0)
+    assert 'kNN' in bench(*args) and (tmp_path/'run/body.safetensors').exists()
+    res = json.loads((tmp_path/'run/figures.json').read_text())
+    assert list(res['curve'])==['1','2'] and {'kNN','linear, logistic regression'}<=set(res['accuracy'])
 
 @pytest.mark.slow
 def test_quality_and_folder_run(tmp_path, photos):

@@ -1,0 +1,98 @@
+"""Imagenette as others run it: kNN, linear and few-label accuracy after a given number of epochs
+
+    python -m bench imagenette FOLDER --epochs 100                    # ResNet-18, 128 pixels, batches of 256
+    python -m bench imagenette FOLDER --epochs 800 --minutes 9        # given again, it resumes, until done
+    python -m bench imagenette FOLDER --tiny                          # two epochs of a small network, to try it
+
+FOLDER holds train/ and val/ with a folder per class. The recipe is the preset 'imagenette'. A call stops after
+`--minutes`, at the end of an epoch; the same command resumes from the last checkpoint in `--out`. Published figures to compare with:
+lightly's BYOL reaches 70.5 % kNN after 200 epochs and 88.7 % after 800; DeepMind reaches 92.3 % linear after 1000.
+"""
+import logging, time, warnings
+from json import dumps, loads
+from pathlib import Path
+
+import torch
+from fastai.vision.all import Callback, set_seed
+from fastcore.script import call_parse
+
+from bench.timing import setting, table, write
+from fastbyol.all import (CheckpointCallback, KNNCallback, byol_learner, find_images, knn_accuracy, label_efficiency,
+    labelled_dls, linear_eval, recipe, save_body, unlabelled_dls)
+
+published = {'lightly, 200 epochs, kNN': 70.5, 'lightly, 800 epochs, kNN': 88.7, 'DeepMind, 1000 epochs, linear': 92.3}
+
+class Stopwatch(Callback):
+    "Notes seconds and kNN of each epoch in a file, and stops the run once `minutes` are over"
+    order, run_valid = 1010, False # after the checkpoint is written
+    def __init__(self, file, minutes):
+        self.file, self.end = file, time.perf_counter()+60*minutes
+        self.notes = loads(file.read_text()) if file.exists() else []
+    def before_epoch(self): self.start = time.perf_counter()
+    def after_epoch(self):
+        row = dict(zip(self.recorder.metric_names, self.recorder.log))
+        note = dict(epoch=self.epoch+1, seconds=time.perf_counter()-self.start, loss=row.get('train_loss'))
+        if isinstance(row.get('knn'), float) and row['knn']==row['knn']: note['knn'] = row['knn']
+        self.notes = [o for o in self.notes if o['epoch']<=self.epoch] + [note]
+        self.file.write_text(dumps(self.notes))
+        if 'knn' in note: print(f"epoch {self.epoch+1:4}  {note['seconds']:6.1f} s  kNN {100*note['knn']:.1f} %")
+        if time.perf_counter()>self.end and self.epoch+1<self.n_epoch: raise KeyboardInterrupt
+
+def evaluate(source, labelled, fast, steps):
+    "Figures of a body, one after the other: (name, percent)"
+    yield 'kNN', 100*knn_accuracy(source, labelled.train, labelled.valid)
+    yield 'linear, logistic regression', 100*linear_eval(source, labelled, fast=True).top1
+    if not fast: yield 'linear', 100*linear_eval(source, labelled).top1
+    few = label_efficiency(source, labelled, pct=(.01, .1), seeds=1, steps=steps)
+    for row in few.to_dict('records'): yield f"{row['contestant']}, {100*row['pct']:g} % of labels", 100*row['mean']
+
+@call_parse
+def main(
+    folder:str, # holds train/ and val/
+    epochs:int=100, # of the whole run
+    size:int=128, # side of the views, in pixels
+    bs:int=256, # images per batch
+    arch:str='resnet18', # timm name
+    every:int=10, # epochs from one kNN to the next
+    minutes:float=9., # after which this call stops; the same command resumes
+    seed:int=0, # of weights and views
+    out:str='imagenette-run', # folder for checkpoints, figures and the body
+    json:str=None, # file to write the figures to; figures.json in `out` when left out
+    tiny:bool=False, # try the command: two epochs, 64 images, a small network
+):
+    "Pretrain on Imagenette with the preset 'imagenette', and evaluate"
+    warnings.filterwarnings('ignore'); logging.disable(logging.WARNING)
+    if tiny: epochs, size, bs, arch, every = 2, 32, 16, 'test_resnet', 1
+    out = Path(out); out.mkdir(parents=True, exist_ok=True)
+    train, val = (find_images(f'{folder}/{o}') for o in ('train', 'val'))
+    if tiny: train, val = train[::max(1, len(train)//64)], val[::max(1, len(val)//32)]
+    set_seed(seed)
+    start = time.perf_counter()
+    dls = unlabelled_dls(train, size, bs, valid_pct=0)
+    labelled = labelled_dls(train, size, valid=val)
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
+    print(f"{card}: {len(train):,} + {len(val):,} photos opened in {time.perf_counter()-start:.1f} s", flush=True)
+    plan = recipe(epochs, bs, n_items=len(train), size=size, preset='imagenette')
+    watch = Stopwatch(out/'epochs.json', minutes)
+    cbs = [KNNCallback(labelled, every=every), CheckpointCallback(out/'checkpoints'), watch]
+    learn = byol_learner(dls, arch, recipe=plan, precision='auto', cbs=cbs)
+    learn.resume(out/'checkpoints', missing_ok=True)
+    try:
+        with learn.no_bar(), learn.no_logging(): learn.fit_byol()
+    except KeyboardInterrupt:
+        print(f"Stopped after epoch {watch.notes[-1]['epoch']} of {epochs}: give the same command again to resume")
+        return
+    seconds = sum(o['seconds'] for o in watch.notes)
+    curve = {o['epoch']: o['knn'] for o in watch.notes if 'knn' in o}
+    res = setting(arch=arch, size=size, bs=bs, epochs=epochs, seed=seed, precision=learn.precision, card=card,
+                  seconds=seconds, curve=curve, accuracy={}, published=published)
+    file = json or out/'figures.json'
+    for nm, o in evaluate(learn, labelled, tiny, 20 if tiny else 300):
+        res['accuracy'][nm] = o
+        print(f'{nm}: {o:.1f} %', flush=True)
+        write(res, file)
+    body = save_body(learn, out/'body', epochs=epochs, seconds=round(seconds), card=card, command=res['command'],
+                     **{k: round(v, 1) for k, v in res['accuracy'].items()})
+    print(f'\n{epochs} epochs in {seconds:.0f} s on {card}; the body is {body}\n')
+    rows = [*res['accuracy'].items(), *published.items()]
+    table(['', '%'], [[nm, f'{o:.1f}'] for nm, o in rows])
