@@ -54,7 +54,7 @@ def mark_output(
     if not _walk(folder)[0]: (folder/_mark).touch()
     return folder
 
-# %% ../nbs/04_data.ipynb #fc2f7287
+# %% ../nbs/04_data.ipynb #c406ca6b
 def find_images(
     path:str|Path|list # a folder, searched at any depth, or a list of files
 )->list: # paths of the image files, sorted
@@ -125,7 +125,6 @@ def square_image(
     left,top = ((o-side)//2 for o in im.size)
     return im.resize((size,size), Image.Resampling.BICUBIC, box=(left,top,left+side,top+side), reducing_gap=3.)
 
-# %% ../nbs/04_data.ipynb #70133493
 class OpenFnError(TypeError): "`open_fn` returned something else than an image: a mistake in it, not in the file"
 
 def load_square(
@@ -142,7 +141,7 @@ def load_square(
     if pixels.ndim==3 and len(pixels)!=n_in: pixels = pixels.transpose(2,0,1)
     if pixels.dtype!=np.uint8 or pixels.ndim!=3 or len(pixels)!=n_in:
         got = f'{np.shape(im)} of {pixels.dtype}'
-        raise OpenFnError(f"`open_fn` must return a PIL image or a uint8 array of {n_in} channels, got {got} for {fn}")
+        raise OpenFnError(f"`open_fn` must return an image or a uint8 array of {n_in} channels, got {got} for {fn}")
     pixels,side = torch.from_numpy(pixels),min(pixels.shape[1:])
     if pixels.shape[1:]==(size,size): return pixels
     top,left = ((o-side)//2 for o in pixels.shape[1:])
@@ -185,7 +184,7 @@ def decode_each(
             if isinstance(other, Exception): raise other
             yield next(files),(next(images) if other is None else other)
 
-# %% ../nbs/04_data.ipynb #866aca09
+# %% ../nbs/04_data.ipynb #9da742b8
 def _decode(files, load, put, comment, progress=None):
     "Call `put` with each image and its number; [(number of a file, what is wrong with it)]"
     bad = []
@@ -235,7 +234,7 @@ def _source_of(open_fn):
         if not inspect.isfunction(open_fn) or open_fn.__closure__: raise OSError('it is no plain function')
         return [open_fn.__module__, open_fn.__qualname__, inspect.getsource(open_fn)]
     except OSError as e:
-        raise ValueError("No cache on disk, as the source of `open_fn` is not known: use a function of a module") from e
+        raise ValueError("The source of `open_fn` is not known, for a cache: use a function of a module") from e
 
 def _cache_name(files, what):
     "A digest of `what` and of the files' names, and one of their sizes and times"
@@ -290,7 +289,7 @@ def _cached_images(files, opener, cache_dir, part):
         # of files that have changed since, or of a process that was killed
         for old in folder.glob(f'*{file.name[:24]}-*'): old.unlink()
         need,free = len(files)*math.prod(shape)+2**20,shutil.disk_usage(folder).free
-        if need>part*free: raise OSError(f"{need/1e9:,.1f} GB wanted, {free/1e9:,.1f} GB free in {folder}")
+        if need>part*free: raise OSError(f"{need/1e9:,.1f} GB wanted, {free/1e9:,.1f} GB free in {folder}: `clear_cache`")
         _write_cache(file, files, opener.load, shape, what)
         return _open_cache(file, files, opener.load)
 
@@ -336,7 +335,7 @@ def move_images(
     except torch.OutOfMemoryError: return False # another process has taken the room
     return True
 
-# %% ../nbs/04_data.ipynb #00c6e06f
+# %% ../nbs/04_data.ipynb #502675be
 class _OpenImage(Transform):
     "Open a file as a square image"
     input_types = str,Path,Image.Image
@@ -375,7 +374,7 @@ class MemoryDL(TfmdDL):
         if dataset is not None and dataset is not self.dataset: return super().new(dataset, TfmdDL, **kwargs)
         return super().new(dataset, images=self.kept, rows=self.rows, labels=self.labels, **kwargs)
 
-# %% ../nbs/04_data.ipynb #b7026acc
+# %% ../nbs/04_data.ipynb #81205fce
 def is_empty(
     dl # a data loader
 )->bool: # False where its dataset has no length
@@ -411,7 +410,7 @@ def _keep_images(files, opener, in_memory, cache_dir):
     if auto: in_memory = len(files)*opener.n_in*opener.size**2 < _free_memory()/4/_n_local() or 'disk'
     if in_memory=='disk':
         try: return _cached_images(files, opener, cache_dir, part=.5 if auto else 1)
-        except (OSError, *[ValueError]*auto) as e: # without 'auto' an `open_fn` of unknown source is an error
+        except (OSError, NotImplementedError, *[ValueError]*auto) as e: # without 'auto' an `open_fn` of unknown source is an error
             warnings.warn(f"Images are decoded again in every epoch, since they cannot be kept on disk: {e}")
     elif in_memory:
         images = torch.empty(len(files), opener.n_in, opener.size, opener.size, dtype=torch.uint8)
@@ -422,13 +421,13 @@ def _keep_images(files, opener, in_memory, cache_dir):
 def _readable(files, opener, in_memory='auto', cache_dir=None, **kwargs):
     "The files that can be read, and their images where they are kept; a warning names the others"
     if opener.open_fn is None and opener.n_in not in (1,3,4):
-        raise ValueError(f"PIL reads images of 1, 3 or 4 channels, got n_in={opener.n_in}: pass `open_fn`")
+        raise ValueError(f"PIL reads 1, 3 or 4 channels, got n_in={opener.n_in}: pass `open_fn`")
     if in_memory not in (True,False,'auto','disk','device'):
         raise ValueError(f"`in_memory` is True, False, 'auto', 'disk' or 'device', got {in_memory!r}")
     images,bad = _keep_images(files, opener, in_memory, cache_dir)
     good,bad = _split_off(files, bad)
     warn_unreadable(bad, len(files))
-    if not good: raise ValueError(f"None of the {len(files)} files could be read: see the warning before this")
+    if not good: raise ValueError(f"None of the {len(files)} files could be read: see the warning")
     return good,(None if images is None else KeptImages(images, in_memory=='auto'))
 
 # %% ../nbs/04_data.ipynb #f57aacb6
@@ -436,7 +435,7 @@ def _loaders(files, kept, tfms, splits, labels=None, in_memory=None, cache_dir=N
              num_workers=None, **kwargs):
     "Loaders for training and validation, of images that are kept, or of files"
     for o in {'shuffle','drop_last','after_item','before_batch','after_batch'} & kwargs.keys():
-        raise TypeError(f"`{o}` is not an argument here: use `open_fn`, `batch_tfms` or `dls.train.new({o}=...)`")
+        raise TypeError(f"`{o}` is not an argument here: use `batch_tfms`, `open_fn` or `dls.train.new`")
     device,loaders = device or default_device(),[]
     dsets = Datasets(L(files), tfms=tfms, splits=splits, n_inp=1)
     if in_memory=='device': kept.move(device)
@@ -448,17 +447,7 @@ def _loaders(files, kept, tfms, splits, labels=None, in_memory=None, cache_dir=N
         loaders.append(dl)
     return DataLoaders(*loaders, device=device)
 
-def _random_split(n_items, valid_pct, bs, seed):
-    "Numbers of the images for training, and for validation"
-    n_valid = int(n_items*valid_pct)
-    n_train = n_items-n_valid
-    if n_train<bs:
-        advice = f"pass bs={n_train} or fewer, or a smaller `valid_pct`" if n_train>1 else "pass more images"
-        raise ValueError(f"Only {n_train} of {n_items} images for training, fewer than one batch of {bs}: {advice}")
-    order = torch.randperm(n_items, generator=torch.Generator().manual_seed(seed)).tolist()
-    return sorted(order[n_valid:]),sorted(order[:n_valid])
-
-# %% ../nbs/04_data.ipynb #c5382601
+# %% ../nbs/04_data.ipynb #43421171
 def unlabelled_dls(
     path:str|Path|list, # folder of images, any nesting and formats, or a list of files
     size:int=224, # side of the views that will be made, in pixels
@@ -476,17 +465,21 @@ def unlabelled_dls(
     **kwargs # further arguments of fastai's `TfmdDL`
 )->DataLoaders: # batches are `(TensorImage,)`: (bs, n_in, item_size, item_size) in [0,1]
     "`DataLoaders` of unlabelled images for pretraining; files that cannot be read are left out, with a warning"
-    # numbers of NumPy could not be noted in a file
     size,bs,n_in,item_size = (int(o) if isinstance(o, np.integer) else o for o in (size,bs,n_in,item_size))
     check_view_size(size)
     item_size = ifnone(item_size, size*5//4)
     check_counts(bs=bs, item_size=item_size, n_in=n_in)
     if not 0<=valid_pct<1: raise ValueError(f"`valid_pct` is a part of the images, in [0,1), got {valid_pct!r}")
-    kwargs.update(in_memory=in_memory, cache_dir=cache_dir, device=device, batch_tfms=batch_tfms)
-    kwargs.update(num_workers=num_workers)
+    kwargs |= dict(in_memory=in_memory, cache_dir=cache_dir, device=device, batch_tfms=batch_tfms, num_workers=num_workers)
     opener = _OpenImage(item_size, n_in, open_fn)
     files,kept = _readable(find_images(path), opener, **kwargs)
-    dls = _loaders(files, kept, [[opener]], _random_split(len(files), valid_pct, bs, seed), bs=bs, **kwargs)
+    n_valid = int(len(files)*valid_pct)
+    n_train = len(files)-n_valid
+    advice = f"pass bs={n_train} or fewer, or a smaller `valid_pct`" if n_train>1 else "pass more images"
+    if n_train<bs: raise ValueError(f"Only {n_train} of {len(files)} images for training, bs={bs}: {advice}")
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
+    splits = sorted(order[n_valid:]),sorted(order[:n_valid])
+    dls = _loaders(files, kept, [[opener]], splits, bs=bs, **kwargs)
     if not is_listy(path): dls.path = Path(path)
     dls.view_size = size # what `BYOLCallback` makes its views of, since images are kept larger
     return dls
@@ -501,8 +494,7 @@ def few_labels(
 )->list: # indices into `items`, sorted; equally many of each class
     "Draw a balanced subset to label"
     labels = [labels(o) for o in items] if callable(labels) else list(labels)
-    if len(labels)!=len(items): raise ValueError(f"There are {len(labels)} `labels`, not as many as {len(items)} `items`")
-    if not labels: raise ValueError("`items` is empty: there is nothing to draw from")
+    if len(labels)!=len(items): raise ValueError(f"Pass as many labels as items, got {len(labels)} and {len(items)}")
     if (per_class is None)==(pct is None): raise ValueError("Pass one of `per_class` and `pct`")
     classes = defaultdict(list)
     for i,o in enumerate(labels): classes[o.item() if isinstance(o, (Tensor,np.generic)) else o].append(i)
@@ -546,7 +538,7 @@ def _put_aside(files, label, pct, seed):
         train += shuffled[n_valid:]
     return sorted(train),sorted(valid)
 
-# %% ../nbs/04_data.ipynb #120c8a42
+# %% ../nbs/04_data.ipynb #339b67e6
 def _labelled_files(path, valid, pct, seed, label):
     "Files for training, files put aside, what tells their class, and all classes"
     if not 0<pct<1: raise ValueError(f"The part that is put aside is in (0,1), got {pct!r}")
@@ -561,7 +553,7 @@ def _labelled_files(path, valid, pct, seed, label):
     train,valid = parts if len(parts)==2 else _put_aside(parts[0], label, pct, seed)
     names,valid_names = ({label(fn) for fn in files} for files in (train,valid))
     unknown = ', '.join(sorted(valid_names-names))
-    if len(names)<2: raise ValueError(f"There must be a folder for each class, found {', '.join(names)}: add another class")
+    if len(names)<2: raise ValueError(f"There must be a folder for each class, found only {', '.join(names)}")
     if unknown: raise ValueError(f"Validation has classes that training lacks: {unknown}")
     return train,valid,label,sorted(names)
 

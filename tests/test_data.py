@@ -694,7 +694,7 @@ def test_few_labels_takes_tensors_and_functions():
 
 @pytest.mark.parametrize('items,labels,kw,msg', [
     (4,[0,0,0,1],dict(per_class=2),"only 1 of 1.*lower"), (4,[0,0,1,1],dict(),'one of'), (4,[0,0,1,1],dict(per_class=1,pct=.1),'one of'),
-    (4,[0,1],dict(per_class=1),'as many'), (0,[],dict(per_class=1),'empty'), (4,[0,0,1,1],dict(per_class=0),'per_class'),
+    (4,[0,1],dict(per_class=1),'as many'), (4,[0,0,1,1],dict(per_class=0),'per_class'),
     (4,[0,0,1,1],dict(pct=0.),'pct'), (4,[0,0,1,1],dict(pct=1.1),'pct')])
 def test_few_labels_errors(items, labels, kw, msg):
     with pytest.raises(ValueError, match=msg): few_labels(range(items), labels, **kw)
