@@ -21,14 +21,14 @@ from .core import *
 # %% ../nbs/04_data.ipynb #501f4ec1
 # formats that PIL lists but opens only with outside help, or not at all
 _stubs = {'BUFR','EPS','GRIB','HDF5','MPEG','PDF','WMF'}
-_no_images = 'txt json jsonl csv tsv xml md yaml yml html log ini db pdf py ipynb zip gz tar pkl pt pth npy npz mat mp4'
+_no_images = 'txt json csv tsv xml md yaml yml html log ini db pdf py ipynb zip gz tar pkl pth npy npz mat mp4'
 _mark = '.fastbyol'
 _runs = {_mark},{'curves.png','log.jsonl'},{'eval.png','eval.json'} # earlier runs have no mark
 
 def _walk(top):
     "Image files under `top`, how many others there are of each extension, and folders of our own output"
     Image.init()
-    exts = {e.lower() for e,f in Image.registered_extensions().items() if f in Image.OPEN and f not in _stubs}
+    exts = {ext.lower() for ext,fmt in Image.registered_extensions().items() if fmt in Image.OPEN.keys()-_stubs}
     files,others,ours,seen = [],Counter(),[],set()
     for folder,subfolders,names in os.walk(top, followlinks=True):
         real,is_run = os.path.realpath(folder),any(o<=set(names) for o in _runs)
@@ -48,25 +48,25 @@ def _walk(top):
 def mark_output(
     folder:str|Path # where a run writes; made if it does not exist
 )->Path: # the folder
-    "Mark `folder` as the output of a run, which `find_images` passes over, unless it holds images already"
+    "Mark `folder` as output, which `find_images` passes over, unless it holds images already"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not _walk(folder)[0]: (folder/_mark).touch()
     return folder
 
-# %% ../nbs/04_data.ipynb #c406ca6b
+# %% ../nbs/04_data.ipynb #1516464e
 def find_images(
     path:str|Path|list # a folder, searched at any depth, or a list of files
 )->list: # paths of the image files, sorted
     "Image files of a folder; a warning names what was passed over"
     if is_listy(path):
-        if not path: raise FileNotFoundError("The list of files is empty: pass image files or a folder of them")
+        if not path: raise FileNotFoundError("The list of files is empty: pass image files")
         return [Path(o) for o in path]
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f"There is no folder {path} in {Path.cwd()}")
-    if not path.is_dir(): raise NotADirectoryError(f"{path} is a file: pass the folder of images, or a list of files")
+    if not path.is_dir(): raise NotADirectoryError(f"{path} is a file: pass the folder, or a list of files")
     files,others,ours = _walk(path)
-    def tell(exts): return ', '.join(f'{ext} ({n})' for ext,n in exts.most_common(6)) or 'no files at all'
+    def tell(exts): return ', '.join(f'{o} ({n})' for o,n in exts.most_common(6)) or 'no files at all'
     if not files: raise FileNotFoundError(f"No images under {path}, at any depth. Found: {tell(others)}")
     if ours: warnings.warn(f"Output of fastbyol is passed over: {', '.join(ours[:5])}")
     unread = Counter({ext:n for ext,n in others.items() if ext[1:] not in _no_images.split()})
@@ -76,7 +76,7 @@ def find_images(
     return files
 
 # %% ../nbs/04_data.ipynb #9e893646
-_turns = '. . FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90'.split()
+_turns = '- - FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90'.split()
 
 def _upright(im):
     im.load() # PIL turns a TIFF as it loads, and takes the tag away
@@ -84,12 +84,12 @@ def _upright(im):
     except Exception: return im # there is no orientation, or the metadata is broken
 
 def _to_8bit(im):
-    "16-bit and float images to 'L': the full 16-bit range, or the image's own; pixels without data become black"
+    "To 'L', by the range of 16 bits or the image's own range; pixels without data become black"
     values,no_data = np.asarray(im).astype(np.float64),np.nan
-    with contextlib.suppress(ValueError,TypeError): no_data = np.float32(getattr(im, 'tag_v2', {}).get(42113)) # GDAL's
+    with contextlib.suppress(Exception): no_data = np.float32(im.tag_v2[42113]) # of GDAL
     known = (np.abs(values)<1e30) & (values.astype(np.float32)!=no_data)
     inner = values[known]
-    # numbers far from all others stand for no data: below 0, -9999 is usual; above, more may be a bright spot
+    # far from all others, a number stands for no data; above them it may be a bright spot
     for sign,far in ((1,1),(-1,10))*2:
         lowest = (sign*inner).min(initial=0)
         rest = inner[sign*inner>lowest]
@@ -123,30 +123,32 @@ def square_image(
     if side<1: raise ValueError("The image has no pixels")
     # cut first: resizing would otherwise blow up the long side of a very elongated image
     left,top = ((o-side)//2 for o in im.size)
-    return im.resize((size,size), Image.Resampling.BICUBIC, box=(left,top,left+side,top+side), reducing_gap=3.)
+    box = left,top,left+side,top+side
+    return im.resize((size,size), Image.Resampling.BICUBIC, box, reducing_gap=3.)
 
-class OpenFnError(TypeError): "`open_fn` returned something else than an image: a mistake in it, not in the file"
+class OpenFnError(TypeError): "`open_fn` did not return an image: a mistake in it, not in the file"
 
 def load_square(
     fn:str|Path, # image file
     n_in:int, # channels
     size:int, # side, in pixels
-    open_fn:callable=None, # file -> PIL image or uint8 array (n_in, h, w) or (h, w, n_in); None: `open_image`
+    open_fn:callable=None, # file -> PIL image or uint8 array (n_in,h,w) or (h,w,n_in); None: `open_image`
 )->Tensor: # uint8, (n_in, size, size)
     "The middle of one image, as large as fits, at `size`"
     im = open_fn(fn) if open_fn else open_image(fn, n_in)
     if isinstance(im, Image.Image): im = square_image(im, size)
-    pixels = np.array(im.numpy() if isinstance(im, Tensor) else im) # a copy: PIL's own memory is read-only
+    pixels = np.array(im.numpy() if isinstance(im, Tensor) else im) # a copy: PIL's is read-only
     if pixels.ndim==2: pixels = pixels[None]
     if pixels.ndim==3 and len(pixels)!=n_in: pixels = pixels.transpose(2,0,1)
     if pixels.dtype!=np.uint8 or pixels.ndim!=3 or len(pixels)!=n_in:
-        got = f'{np.shape(im)} of {pixels.dtype}'
-        raise OpenFnError(f"`open_fn` must return an image or a uint8 array of {n_in} channels, got {got} for {fn}")
+        got = f'{np.shape(im)} of {pixels.dtype} for {fn}'
+        raise OpenFnError(f"`open_fn` must return an image or uint8 array of {n_in} channels, got {got}")
     pixels,side = torch.from_numpy(pixels),min(pixels.shape[1:])
     if pixels.shape[1:]==(size,size): return pixels
     top,left = ((o-side)//2 for o in pixels.shape[1:])
     square = pixels[None,:,top:top+side,left:left+side].float()
-    return F.interpolate(square, (size,size), mode='bilinear', antialias=True)[0].round().clamp(0,255).byte()
+    square = F.interpolate(square, (size,size), mode='bilinear', antialias=True)[0]
+    return square.round().clamp(0,255).byte()
 
 # %% ../nbs/04_data.ipynb #ff9ccf58
 class _Decoded(torch.utils.data.Dataset):
@@ -154,7 +156,7 @@ class _Decoded(torch.utils.data.Dataset):
     def __len__(self): return len(self.files)
     def __getitem__(self, i):
         try: return self.load(self.files[i])
-        except (MemoryError,OpenFnError) as e: return e # no fault of the file: to be raised where it is asked for
+        except (MemoryError,OpenFnError) as e: return e # no fault of the file: raised where it is asked for
         except Exception as e: return f'{type(e).__name__}: {e}'
 
 def _pack(items):
@@ -175,8 +177,8 @@ def decode_each(
         # none inside a worker, or where processes cannot be forked
         if len(files)<400 or sys.platform!='linux' or mp.current_process().daemon: num_workers = 0
     # a generator, so that the global random numbers stay as they are
-    dl = torch.utils.data.DataLoader(_Decoded(files, load), batch_size=16, num_workers=num_workers, collate_fn=_pack,
-        generator=torch.Generator(), multiprocessing_context='fork' if num_workers else None)
+    dl = torch.utils.data.DataLoader(_Decoded(files, load), batch_size=16, collate_fn=_pack, num_workers=num_workers,
+        multiprocessing_context='fork' if num_workers else None, generator=torch.Generator())
     files = iter(files)
     for images,others in dl:
         images = iter(images)
@@ -184,7 +186,7 @@ def decode_each(
             if isinstance(other, Exception): raise other
             yield next(files),(next(images) if other is None else other)
 
-# %% ../nbs/04_data.ipynb #9da742b8
+# %% ../nbs/04_data.ipynb #a08610ec
 def _decode(files, load, put, comment, progress=None):
     "Call `put` with each image and its number; [(number of a file, what is wrong with it)]"
     bad = []
@@ -221,20 +223,20 @@ def warn_unreadable(
 
 # %% ../nbs/04_data.ipynb #c3c0114e
 def _cache_folder(cache_dir=None):
-    "The first that is given: `cache_dir`, `$FASTBYOL_CACHE`, `$XDG_CACHE_HOME/fastbyol`, `~/.cache/fastbyol`"
+    "`cache_dir`, `$FASTBYOL_CACHE`, `$XDG_CACHE_HOME/fastbyol` or `~/.cache/fastbyol`"
     default = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')/'fastbyol'
     try: return Path(cache_dir or os.environ.get('FASTBYOL_CACHE') or default).expanduser()
-    except RuntimeError as e: raise OSError("There is no home folder: pass `cache_dir`, or set $FASTBYOL_CACHE") from e
+    except RuntimeError as e: raise OSError("There is no home folder: pass `cache_dir`") from e
 
 def _source_of(open_fn):
     "What tells one `open_fn` from another: name, source, and the arguments of a `partial`"
     if open_fn is None: return None
-    if isinstance(open_fn, partial): return [_source_of(open_fn.func), repr((open_fn.args,open_fn.keywords))]
+    if isinstance(open_fn, partial): return _source_of(open_fn.func),repr((open_fn.args,open_fn.keywords))
     try:
-        if not inspect.isfunction(open_fn) or open_fn.__closure__: raise OSError('it is no plain function')
-        return [open_fn.__module__, open_fn.__qualname__, inspect.getsource(open_fn)]
-    except OSError as e:
-        raise ValueError("The source of `open_fn` is not known, for a cache: use a function of a module") from e
+        if inspect.isfunction(open_fn) and not open_fn.__closure__:
+            return open_fn.__module__,open_fn.__qualname__,inspect.getsource(open_fn)
+    except OSError: pass
+    raise ValueError("The source of `open_fn` is not known, for a cache: use a function of a module")
 
 def _cache_name(files, what):
     "A digest of `what` and of the files' names, and one of their sizes and times"
@@ -251,8 +253,9 @@ def _cache_name(files, what):
 # %% ../nbs/04_data.ipynb #dfb415e8
 def _write_cache(file, files, load, shape, what):
     n_bytes = len(files)*math.prod(shape)
+    header = dict(descr='|u1', fortran_order=False, shape=(len(files),*shape))
     with whole_file(file) as tmp, tmp.open('wb') as f:
-        np.lib.format.write_array_header_1_0(f, dict(descr='|u1', fortran_order=False, shape=(len(files),*shape)))
+        np.lib.format.write_array_header_1_0(f, header)
         n_bytes += f.tell()
         bad = _decode(files, load, lambda i,image: f.write(image.numpy().tobytes()), 'decoding to disk')
         f.truncate(n_bytes) # empty rows at the end, in place of what could not be read
@@ -260,7 +263,7 @@ def _write_cache(file, files, load, shape, what):
     with whole_file(file.with_suffix('.json')) as tmp: tmp.write_text(json.dumps(about))
 
 def _open_cache(file, files, load):
-    "Images that are mapped from `file`, [(number of a file, what is wrong)]; None where it is not whole or out of date"
+    "Images mapped from `file`, [(number of a file, what is wrong)]; None where it is cut short or out of date"
     try:
         about = json.loads(file.with_suffix('.json').read_text())
         # read-only, as a private mapping would reserve memory for all of it
@@ -271,25 +274,26 @@ def _open_cache(file, files, load):
     with contextlib.suppress(OSError), warnings.catch_warnings():
         warnings.simplefilter('ignore') # torch: it is read-only
         images = torch.from_numpy(images)[:len(images)-len(bad)]
-        for o in (file, file.with_suffix('.json')): os.utime(o) # when it was used last; it may belong to others
+        for o in (file, file.with_suffix('.json')): os.utime(o) # used last; it may belong to others
     return images,bad
 
 # %% ../nbs/04_data.ipynb #c26506bd
 def _cached_images(files, opener, cache_dir, part):
     "Images mapped from disk, as `_open_cache`; they may take `part` of what is free"
     shape = opener.n_in,opener.size,opener.size
-    what = dict(shape=shape, open_fn=_source_of(opener.open_fn), versions=(__version__,pillow_version,np.__version__))
+    versions = __version__,pillow_version,np.__version__
+    what = dict(shape=shape, open_fn=_source_of(opener.open_fn), versions=versions)
     folder = _cache_folder(cache_dir)
     file = folder/_cache_name(files, what)
     if found := _open_cache(file, files, opener.load): return found
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder/f'{file.name[:24]}.lock'): # another process may be making it
         if found := _open_cache(file, files, opener.load): return found
-        if file.exists(): warnings.warn(f"{file} is cut short or out of date: the images are decoded again")
+        if file.exists(): warnings.warn(f"{file} is cut short or out of date: images are decoded again")
         # of files that have changed since, or of a process that was killed
         for old in folder.glob(f'*{file.name[:24]}-*'): old.unlink()
         need,free = len(files)*math.prod(shape)+2**20,shutil.disk_usage(folder).free
-        if need>part*free: raise OSError(f"{need/1e9:,.1f} GB wanted, {free/1e9:,.1f} GB free in {folder}: `clear_cache`")
+        if need>part*free: raise OSError(f"{need/1e9:,.1f} GB wanted, {free/1e9:,.1f} GB free in {folder}")
         _write_cache(file, files, opener.load, shape, what)
         return _open_cache(file, files, opener.load)
 
@@ -313,7 +317,7 @@ def _free_on(device):
     return torch.cuda.mem_get_info(device)[0] if device.type=='cuda' else 0
 
 class KeptImages:
-    "Decoded images that loaders share, wherever they are; they are never changed, so a deep copy is no copy"
+    "Decoded images that loaders share, wherever they are; never changed, so a deep copy is no copy"
     def __init__(self,
         images:Tensor, # uint8, (n, c, h, w), on any device
         may_move:bool=False, # may `move_images` move them?
@@ -321,13 +325,13 @@ class KeptImages:
     def __deepcopy__(self, memo): return self
     def move(self, device):
         moved = torch.empty_like(self.images, device=device)
-        for i in range(0, len(moved), 256): moved[i:i+256] = self.images[i:i+256] # a file may be larger than memory
+        for i in range(0, len(moved), 256): moved[i:i+256] = self.images[i:i+256] # a file may exceed memory
         self.images = moved
 
 def move_images(
     dls:DataLoaders # after an epoch of training, so that its need of memory is known
 )->bool: # have they moved?
-    "Move decoded images to the device of the batches, where `in_memory='auto'` left that open and there is room"
+    "Move decoded images to the device of the batches, if `in_memory='auto'` and there is room"
     kept,device = getattr(inner_dl(dls.train), 'kept', None),dls.train.device
     if not kept or not kept.may_move or device is None or kept.images.device.type!='cpu': return False
     if kept.images.nbytes>.8*_free_on(torch.device(device)): return False
@@ -335,7 +339,7 @@ def move_images(
     except torch.OutOfMemoryError: return False # another process has taken the room
     return True
 
-# %% ../nbs/04_data.ipynb #502675be
+# %% ../nbs/04_data.ipynb #055486a6
 class _OpenImage(Transform):
     "Open a file as a square image"
     input_types = str,Path,Image.Image
@@ -356,7 +360,7 @@ class MemoryDL(TfmdDL):
         images:Tensor|KeptImages=None, # uint8, (n, c, h, w), on any device
         rows:Tensor=None, # which row of `images` each item of `dataset` is, (len(dataset),)
         labels:Tensor=None, # class of each row, (n,)
-        **kwargs # further arguments of `TfmdDL`; a lookup needs no workers, and what may be on the device is not pinned
+        **kwargs # further arguments of `TfmdDL`; `num_workers` and `pin_memory` are not used
     ):
         self.kept = images if isinstance(images, KeptImages) else KeptImages(images)
         self.rows,self.labels = rows,labels
@@ -371,10 +375,11 @@ class MemoryDL(TfmdDL):
     def do_batch(self, b): return self.create_batch(b)
     def new(self, dataset=None, cls=None, **kwargs):
         if cls not in (None,MemoryDL): return super().new(dataset, cls, **kwargs)
-        if dataset is not None and dataset is not self.dataset: return super().new(dataset, TfmdDL, **kwargs)
+        other_files = dataset is not None and dataset is not self.dataset
+        if other_files: return super().new(dataset, TfmdDL, **kwargs)
         return super().new(dataset, images=self.kept, rows=self.rows, labels=self.labels, **kwargs)
 
-# %% ../nbs/04_data.ipynb #81205fce
+# %% ../nbs/04_data.ipynb #bd3a4953
 def is_empty(
     dl # a data loader
 )->bool: # False where its dataset has no length
@@ -392,7 +397,7 @@ def first_image(
     batch = first(dl)
     x = batch if isinstance(batch, Tensor) else batch[0]
     if isinstance(x, Tensor) and x.ndim==4: return x
-    raise ValueError(f"A batch must begin with images (bs,c,h,w), got {getattr(x, 'shape', type(x).__name__)}")
+    raise ValueError(f"A batch must begin with images (bs,c,h,w), got {getattr(x, 'shape', type(x))}")
 
 # %% ../nbs/04_data.ipynb #ca41846b
 def _free_memory():
@@ -400,8 +405,8 @@ def _free_memory():
     free,group = psutil.virtual_memory().available,Path('/sys/fs/cgroup')
     with contextlib.suppress(OSError,ValueError,TypeError): # no container, or no limit
         limit,used = (int((group/o).read_text()) for o in ('memory.max','memory.current'))
-        old_reads = re.search(r'^inactive_file (\d+)', (group/'memory.stat').read_text(), re.M)[1] # they give way
-        free = min(free, limit-used+int(old_reads))
+        stat = (group/'memory.stat').read_text()
+        free = min(free, limit-used+int(re.search(r'^inactive_file (\d+)', stat, re.M)[1])) # that gives way
     return free
 
 def _keep_images(files, opener, in_memory, cache_dir):
@@ -410,8 +415,8 @@ def _keep_images(files, opener, in_memory, cache_dir):
     if auto: in_memory = len(files)*opener.n_in*opener.size**2 < _free_memory()/4/_n_local() or 'disk'
     if in_memory=='disk':
         try: return _cached_images(files, opener, cache_dir, part=.5 if auto else 1)
-        except (OSError, NotImplementedError, *[ValueError]*auto) as e: # without 'auto' an `open_fn` of unknown source is an error
-            warnings.warn(f"Images are decoded again in every epoch, since they cannot be kept on disk: {e}")
+        except (OSError, NotImplementedError, *[ValueError]*auto) as e: # 'disk' wants a known `open_fn`
+            warnings.warn(f"Images are decoded again in every epoch, as they cannot be kept on disk: {e}")
     elif in_memory:
         images = torch.empty(len(files), opener.n_in, opener.size, opener.size, dtype=torch.uint8)
         bad = _decode(files, opener.load, images.__setitem__, 'decoding')
@@ -431,8 +436,8 @@ def _readable(files, opener, in_memory='auto', cache_dir=None, **kwargs):
     return good,(None if images is None else KeptImages(images, in_memory=='auto'))
 
 # %% ../nbs/04_data.ipynb #f57aacb6
-def _loaders(files, kept, tfms, splits, labels=None, in_memory=None, cache_dir=None, device=None, batch_tfms=None,
-             num_workers=None, **kwargs):
+def _loaders(files, kept, tfms, splits, labels=None, in_memory=None, cache_dir=None, device=None,
+             batch_tfms=None, num_workers=None, **kwargs):
     "Loaders for training and validation, of images that are kept, or of files"
     for o in {'shuffle','drop_last','after_item','before_batch','after_batch'} & kwargs.keys():
         raise TypeError(f"`{o}` is not an argument here: use `batch_tfms`, `open_fn` or `dls.train.new`")
@@ -447,7 +452,7 @@ def _loaders(files, kept, tfms, splits, labels=None, in_memory=None, cache_dir=N
         loaders.append(dl)
     return DataLoaders(*loaders, device=device)
 
-# %% ../nbs/04_data.ipynb #43421171
+# %% ../nbs/04_data.ipynb #869af535
 def unlabelled_dls(
     path:str|Path|list, # folder of images, any nesting and formats, or a list of files
     size:int=224, # side of the views that will be made, in pixels
@@ -455,31 +460,31 @@ def unlabelled_dls(
     valid_pct:float=0.1, # part of the images kept for validation, in [0,1)
     seed:int=42, # seed of the split
     num_workers:int=None, # worker processes where images are not kept; None: fastai's default
-    in_memory:bool|str='auto', # keep decoded images? True, 'disk', 'device', False, or 'auto': where there is room
+    in_memory:bool|str='auto', # keep images decoded? True, 'disk', 'device', False; 'auto': where there is room
     n_in:int=3, # channels: 1 (grey), 3 (RGB), 4 (RGBA), or any number with `open_fn`
-    item_size:int=None, # side at which images are kept; None: a quarter larger than `size`, so that crops stay sharp
+    item_size:int=None, # side at which images are kept; None: a quarter larger than `size`, for sharp crops
     batch_tfms=None, # batch transforms, such as `Normalize.from_stats(*imagenet_stats)`
     open_fn:callable=None, # opens a file as a PIL image or a uint8 array (n_in, h, w) or (h, w, n_in)
     device=None, # device of the batches; None: fastai's default
     cache_dir:str|Path=None, # folder of caches; None: `$FASTBYOL_CACHE`, or in the user's cache folder
     **kwargs # further arguments of fastai's `TfmdDL`
 )->DataLoaders: # batches are `(TensorImage,)`: (bs, n_in, item_size, item_size) in [0,1]
-    "`DataLoaders` of unlabelled images for pretraining; files that cannot be read are left out, with a warning"
+    "`DataLoaders` of unlabelled images for pretraining; a warning names files that cannot be read"
     size,bs,n_in,item_size = (int(o) if isinstance(o, np.integer) else o for o in (size,bs,n_in,item_size))
     check_view_size(size)
     item_size = ifnone(item_size, size*5//4)
     check_counts(bs=bs, item_size=item_size, n_in=n_in)
-    if not 0<=valid_pct<1: raise ValueError(f"`valid_pct` is a part of the images, in [0,1), got {valid_pct!r}")
-    kwargs |= dict(in_memory=in_memory, cache_dir=cache_dir, device=device, batch_tfms=batch_tfms, num_workers=num_workers)
+    if not 0<=valid_pct<1: raise ValueError(f"`valid_pct` must be in [0,1), got {valid_pct!r}")
+    kwargs |= dict(in_memory=in_memory, cache_dir=cache_dir, device=device, num_workers=num_workers)
     opener = _OpenImage(item_size, n_in, open_fn)
     files,kept = _readable(find_images(path), opener, **kwargs)
     n_valid = int(len(files)*valid_pct)
     n_train = len(files)-n_valid
     advice = f"pass bs={n_train} or fewer, or a smaller `valid_pct`" if n_train>1 else "pass more images"
-    if n_train<bs: raise ValueError(f"Only {n_train} of {len(files)} images for training, bs={bs}: {advice}")
+    if n_train<bs: raise ValueError(f"Only {n_train} of {len(files)} images to train on, bs={bs}: {advice}")
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
     splits = sorted(order[n_valid:]),sorted(order[:n_valid])
-    dls = _loaders(files, kept, [[opener]], splits, bs=bs, **kwargs)
+    dls = _loaders(files, kept, [[opener]], splits, bs=bs, batch_tfms=batch_tfms, **kwargs)
     if not is_listy(path): dls.path = Path(path)
     dls.view_size = size # what `BYOLCallback` makes its views of, since images are kept larger
     return dls
@@ -494,22 +499,22 @@ def few_labels(
 )->list: # indices into `items`, sorted; equally many of each class
     "Draw a balanced subset to label"
     labels = [labels(o) for o in items] if callable(labels) else list(labels)
-    if len(labels)!=len(items): raise ValueError(f"Pass as many labels as items, got {len(labels)} and {len(items)}")
+    if len(labels)!=len(items): raise ValueError(f"Pass as many labels as items: {len(labels)}, {len(items)}")
     if (per_class is None)==(pct is None): raise ValueError("Pass one of `per_class` and `pct`")
     classes = defaultdict(list)
     for i,o in enumerate(labels): classes[o.item() if isinstance(o, (Tensor,np.generic)) else o].append(i)
     if pct is not None:
-        if not 0<pct<=1: raise ValueError(f"`pct` is a part of all items, in (0,1], got {pct!r}")
+        if not 0<pct<=1: raise ValueError(f"`pct` must be in (0,1], got {pct!r}")
         per_class = max(1, round(pct*len(items)/len(classes)))
     check_counts(per_class=per_class)
-    short = ', '.join([f'{len(idxs)} of {label!r}' for label,idxs in classes.items() if len(idxs)<per_class][:5])
-    if short: raise ValueError(f"Wanted {per_class} per class, got only {short}: lower `per_class` or `pct`")
+    short = [f'{len(idxs)} of {o!r}' for o,idxs in classes.items() if len(idxs)<per_class][:5]
+    if short: raise ValueError(f"Wanted {per_class} per class, got only {', '.join(short)}: lower it")
     rng = random.Random(seed)
     return sorted(i for label in sorted(classes, key=str) for i in rng.sample(classes[label], per_class))
 
 # %% ../nbs/04_data.ipynb #93544bc6
 _train_names,_valid_names = ('train','training'),('val','valid','validation','dev','test','testing')
-_split_words = {*_train_names,*_valid_names,'trn','eval','evaluation','holdout','fold','split','trainset','testset'}
+_split_words = {*_train_names,*_valid_names,'trn','eval','holdout','fold','split','trainset','testset'}
 
 def _class_of(fn, roots):
     "The first folder below one of `roots`, else the folder that `fn` is in"
@@ -523,43 +528,43 @@ def _split_roots(path):
     folders = {o.name.lower():o for o in sorted(path.glob('*/'))}
     roots = [first(folders[o] for o in names if o in folders) for names in (_train_names,_valid_names)]
     if all(roots): return roots
-    odd = [o.name for nm,o in folders.items() if _split_words & set(re.findall('[a-z]+', nm)) and any(o.glob('*/'))]
-    if odd: raise ValueError(f"Is {path} split, by {', '.join(odd)}? Name the parts `train` and `valid`, or pass files")
+    odd = [o.name for nm,o in folders.items() if _split_words & {*re.findall('[a-z]+', nm)} and any(o.glob('*/'))]
+    if odd: raise ValueError(f"Is {path} split, by {', '.join(odd)}? Name the parts `train` and `valid`")
     return [path]
 
 def _put_aside(files, label, pct, seed):
     classes,rng,train,valid = groupby(files, label),random.Random(seed),[],[]
     for name in sorted(classes):
         shuffled = sorted(classes[name])
-        if len(shuffled)<2<=len(classes): raise ValueError(f"There is only 1 of {name}: each class needs 2 or more")
+        if len(shuffled)<2<=len(classes): raise ValueError(f"There is only 1 of {name}: add images")
         rng.shuffle(shuffled)
         n_valid = min(max(1, round(len(shuffled)*pct)), len(shuffled)-1)
         valid += shuffled[:n_valid]
         train += shuffled[n_valid:]
     return sorted(train),sorted(valid)
 
-# %% ../nbs/04_data.ipynb #339b67e6
+# %% ../nbs/04_data.ipynb #75a96a30
 def _labelled_files(path, valid, pct, seed, label):
     "Files for training, files put aside, what tells their class, and all classes"
-    if not 0<pct<1: raise ValueError(f"The part that is put aside is in (0,1), got {pct!r}")
+    if not 0<pct<1: raise ValueError(f"The part that is put aside must be in (0,1), got {pct!r}")
     parts = [path] if valid is None else [path,valid]
     roots = [Path(o) for o in parts if not is_listy(o)]
     if valid is None and roots: parts = roots = _split_roots(roots[0])
     parts = [find_images(o) for o in parts]
     tops = {fn.parent.parent for fn in parts[0]}
     if not label and not roots and len(tops)>1:
-        raise ValueError(f"Class folders lie in {len(tops)} folders: pass `label_func`, such as `parent_label`")
+        raise ValueError(f"The folders of classes lie in {len(tops)} folders: pass `label_func`")
     label = label or partial(_class_of, roots=roots)
     train,valid = parts if len(parts)==2 else _put_aside(parts[0], label, pct, seed)
     names,valid_names = ({label(fn) for fn in files} for files in (train,valid))
     unknown = ', '.join(sorted(valid_names-names))
-    if len(names)<2: raise ValueError(f"There must be a folder for each class, found only {', '.join(names)}")
+    if len(names)<2: raise ValueError(f"There must be a folder for each class, found {', '.join(names)}")
     if unknown: raise ValueError(f"Validation has classes that training lacks: {unknown}")
     return train,valid,label,sorted(names)
 
 def split_files(
     path:str|Path|list, # folder of class folders, or of `train` and `val` with such folders; or files
-    test_pct:float=0.3, # part of each class that is put aside, in (0,1), where the folder has no split of its own
+    test_pct:float=0.3, # part of each class that is put aside, in (0,1), where the folder is not split
     seed:int=0, # seed of the split
     label_func:callable=None, # class of a file; None: its folder
 )->tuple: # files for training, files put aside; every class is in both
@@ -573,14 +578,14 @@ def labelled_dls(
     size:int=224, # side of the images, in pixels
     bs:int=64, # images per batch, all of them where there are fewer
     n_in:int=3, # channels: 1 (grey), 3 (RGB) or 4 (RGBA), or any number with `open_fn`
-    valid:str|Path|list=None, # what to measure on, as `path`; None: the folder's own split, or `valid_pct`
+    valid:str|Path|list=None, # what to measure on, as `path`; None: by the folder's split or `valid_pct`
     valid_pct:float=0.2, # part of each class kept for validation, where there is no other split
     seed:int=42, # seed of that split
     per_class:int=None, # use only so many training images of each class, drawn with `seed`
     label_func:callable=None, # class of a file; None: its folder
     **kwargs
-)->DataLoaders: # `(images, labels)`, images (bs, n_in, size, size) in [0,1]; `vocab` has the names of the classes
-    "Labelled images, to learn from and to measure on; files that cannot be read are left out, with a warning"
+)->DataLoaders: # `(images, labels)`, images (bs, n_in, size, size) in [0,1]; `vocab` names the classes
+    "Labelled images, to learn from and to measure on; a warning names files that cannot be read"
     check_counts(size=size, bs=bs, n_in=n_in)
     train,valid,label,vocab = _labelled_files(path, valid, valid_pct, seed, label_func)
     if per_class: train = [train[i] for i in few_labels(train, label, per_class=per_class, seed=seed)]
