@@ -1,7 +1,10 @@
-"Folders of any layout and files of any state; subsets of few labels"
+"Folders of any layout and files of any state; the cache on disk; labelled folders; subsets of few labels"
+import json, multiprocessing, signal, sys, time
+from types import SimpleNamespace
 from conftest import *
 from fastbyol.core import find_normalize, to_unit
-from fastbyol.data import KeptImages, MemoryDL, OpenFnError, OpenImage, image_exts, is_empty, load_square, move_images, square_image, warn_unreadable
+from fastbyol.data import (KeptImages, MemoryDL, OpenFnError, decode_each, decode_images, first_image, is_empty, load_square,
+    mark_output, move_images, square_image, warn_unreadable)
 from PIL import Image
 import fastbyol.data as D
 
@@ -9,200 +12,369 @@ def picture(h=20, w=30, mode='RGB', seed=0):
     a = np.random.default_rng(seed).integers(0, 256, (h,w,3), dtype=np.uint8)
     return Image.fromarray(a).convert(mode)
 
-def write(folder, n=12, ext='.png', **kw):
+def write(folder, n=12, ext='.png'):
     "`n` pictures in a nested folder"
     for i in range(n):
-        f = folder/f'c{i%3}'/('x'*(i%2))/f'{i:02}{ext}'; f.parent.mkdir(parents=True, exist_ok=True); picture(20+i, seed=i, **kw).save(f)
+        f = folder/f'c{i%3}'/('x'*(i%2))/f'{i:02}{ext}'
+        f.parent.mkdir(parents=True, exist_ok=True)
+        picture(20+i, seed=i).save(f)
     return folder
 
-def make(path, **kw): return unlabelled_dls(path, **{**dict(size=16, bs=4, num_workers=0, device=cpu), **kw})
+def class_folders(path, n=12, classes='ab'):
+    for k,c in enumerate(classes):
+        (path/c).mkdir(parents=True)
+        for i in range(n): Image.new('RGB', (8,8), (k*40,i,0)).save(path/c/f'{i}.png')
+    return path
 
-modes = pytest.mark.parametrize('in_memory', [True,False,'disk'], ids=['memory','files','disk'])
+def cut_short(f):
+    f.parent.mkdir(parents=True, exist_ok=True)
+    picture(60, 60, seed=99).save(f)
+    f.write_bytes(f.read_bytes()[:3000])
+    return f
+
+def make(path, **kw): return unlabelled_dls(path, **{**dict(size=16, bs=4, num_workers=0, device=cpu), **kw})
+def make_labelled(path, **kw): return labelled_dls(path, 16, **{**dict(bs=4, num_workers=0, device=cpu), **kw})
+def pixels(dl): return torch.cat([b[0] for b in dl.new(shuffle=False, drop_last=False)]).as_subclass(Tensor)
+
+places = pytest.mark.parametrize('in_memory', [True,False,'disk'], ids=['memory','files','disk'])
+
+# --- finding files
 
 def test_any_nesting_and_any_case_of_the_extension(tmp_path):
-    for i,nm in enumerate(['a.png','B.JPG','d/e/f/g.JpEg','d/h.TIFF','i j/k.bmp','l.WebP','ü/ß.GIF']):
-        f = tmp_path/nm; f.parent.mkdir(parents=True, exist_ok=True); picture(seed=i).save(f)
-    for nm in ('.hidden.png','.git/x.png','__x.txt'): (tmp_path/nm).parent.mkdir(exist_ok=True); (tmp_path/nm).write_bytes(b'')
-    names = [o.relative_to(tmp_path).as_posix() for o in find_images(tmp_path)]
-    assert sorted(names)==sorted(['a.png','B.JPG','d/e/f/g.JpEg','d/h.TIFF','i j/k.bmp','l.WebP','ü/ß.GIF'])
-    assert find_images(str(tmp_path))==sorted(find_images(tmp_path))
+    names = ['a.png','B.JPG','d/e/f/g.JpEg','d/h.TIFF','i j/k.bmp','l.WebP','ü/ß.GIF']
+    for nm in [*names, '.hidden.png', '.git/x.png']:
+        (tmp_path/nm).parent.mkdir(parents=True, exist_ok=True)
+        picture().save(tmp_path/nm)
+    assert find_images(str(tmp_path))==sorted(tmp_path/o for o in names)
 
-def test_parts_that_open_a_file(tmp_path):
-    assert {'.png','.jpg','.jpeg','.webp','.tiff'}<=image_exts() and all(o==o.lower() for o in image_exts())
-    files = find_images(write(tmp_path/'x', 2)); (tmp_path/'x'/'bad.png').write_bytes(b'x'); bad = tmp_path/'x'/'bad.png'
-    flags = torch.zeros(2); tfm = OpenImage(16, index={files[0]:0, bad:1}, flags=flags)
-    assert tfm(files[0]).shape==(3,16,16) and flags.tolist()==[0,0]
-    with pytest.raises(SkipItemException): tfm(bad)
-    assert flags.tolist()==[0,1]
-    with pytest.raises(OpenFnError): OpenImage(16, open_fn=lambda f: np.zeros((8,8,5), np.uint8))(files[0])
-
-def test_what_is_left_out_is_told(recwarn):
-    warn_unreadable([], 5); assert not len(recwarn)
-    warn_unreadable([(Path(f'{i}.png'), 'cut short') for i in range(12)], 30); text = str(recwarn.pop(UserWarning).message)
-    assert '12 of 30 files' in text and '9.png (cut short)' in text and '10.png' not in text and '2 more' in text
-
-def test_emptiness_is_asked_without_opening_anything():
-    class Endless(torch.utils.data.IterableDataset):
-        def __iter__(self): return iter(int, 1)
-    assert is_empty(TfmdDL([], bs=2)) and not is_empty(TfmdDL([1], bs=2)) and not is_empty(torch.utils.data.DataLoader(Endless()))
-
-def test_a_linked_folder_is_followed(tmp_path):
-    write(tmp_path/'real', 3); (tmp_path/'data').mkdir(); (tmp_path/'data'/'link').symlink_to(tmp_path/'real')
+def test_a_linked_folder_is_followed_once(tmp_path):
+    write(tmp_path/'real', 3)
+    (tmp_path/'data').mkdir()
+    (tmp_path/'data'/'link').symlink_to(tmp_path/'real')
+    (tmp_path/'real'/'loop').symlink_to(tmp_path/'data')
     assert len(find_images(tmp_path/'data'))==3
 
-def test_a_link_to_a_parent_folder_is_no_trap(tmp_path):
-    write(tmp_path/'a', 3); (tmp_path/'a'/'loop').symlink_to(tmp_path/'a')
-    assert len(find_images(tmp_path/'a'))==3
-
 @pytest.mark.parametrize('where,exc,msg', [('nowhere',FileNotFoundError,'no folder'), ('empty',FileNotFoundError,'no files at all'),
-    ('text',FileNotFoundError,r'\.txt \(2\)'), ('text/a.txt',NotADirectoryError,'give the folder')])
+    ('text',FileNotFoundError,r'\.txt \(2\)'), ('text/a.txt',NotADirectoryError,'pass the folder')])
 def test_a_wrong_path_is_an_error_that_says_what_is_there(tmp_path, where, exc, msg):
     (tmp_path/'empty').mkdir(); (tmp_path/'text').mkdir()
     for o in 'ab': (tmp_path/'text'/f'{o}.txt').write_text('no image')
     for f in (find_images, make):
         with pytest.raises(exc, match=msg): f(tmp_path/where)
 
+def test_an_empty_list_of_files_is_named():
+    with pytest.raises(FileNotFoundError, match='empty'): make([])
+
+def test_our_own_output_is_no_data(tmp_path):
+    class_folders(tmp_path, 4)
+    (mark_output(tmp_path/'byol')/'deep').mkdir()
+    old = [('old',['curves.png','log.jsonl']), ('evaluation',['eval.png','eval.json'])] # from before there was a mark
+    for folder,names in [('byol',['curves.png']), ('byol/deep',['x.png']), *old]:
+        for nm in names: (tmp_path/folder).mkdir(exist_ok=True); picture().save(tmp_path/folder/nm, 'png')
+    with pytest.warns(UserWarning, match='passed over.*byol') as w: files = find_images(tmp_path)
+    assert {f.parent.name for f in files}=={'a','b'} and len(w)==1
+    with pytest.warns(UserWarning, match='passed over'): assert list(make_labelled(tmp_path).vocab)==['a','b']
+
+def test_a_run_that_writes_among_the_images_hides_only_its_pictures(tmp_path):
+    write(tmp_path, 3)
+    mark_output(tmp_path)
+    for nm in ('curves.png','log.jsonl'): picture().save(tmp_path/nm, 'png')
+    assert len(find_images(tmp_path))==3
+
+@pytest.mark.parametrize('ext,shown', [('.HEIC',r'\.heic \(5\)'), ('.cr2',r'\.cr2 \(5\)'), ('','no extension \\(5\\)')])
+def test_many_files_of_formats_that_are_not_read_are_told(tmp_path, ext, shown):
+    write(tmp_path, 10)
+    for i in range(5): (tmp_path/f'x{i}{ext}').write_bytes(b'x')
+    with pytest.warns(UserWarning, match=f'5 files beside 10 images.*{shown}') as w: find_images(tmp_path)
+    assert len(w)==1
+
+@pytest.mark.parametrize('n,ext', [(2,'.heic'), (9,'.txt'), (9,'.json')])
+def test_few_of_them_and_notes_are_not_told(tmp_path, n, ext, recwarn):
+    write(tmp_path, 10)
+    for i in range(n): (tmp_path/f'x{i}{ext}').write_bytes(b'x')
+    find_images(tmp_path)
+    assert not len(recwarn)
+
+# --- opening an image
+
 @pytest.mark.parametrize('n_in,mode', [(1,'L'),(3,'RGB'),(4,'RGBA')])
-@pytest.mark.parametrize('saved,ext', [('L','png'),('RGB','jpg'),('RGBA','png'),('P','png'),('P','gif'),('1','png'),('LA','png'),('CMYK','jpg'),('CMYK','tif'),('I;16','png'),('I;16','tif'),('F','tif'),('YCbCr','jpg')])
-def test_every_mode_opens_in_the_mode_asked_for(tmp_path, saved, ext, n_in, mode):
-    im = Image.fromarray(np.arange(600,dtype=np.uint16).reshape(20,30)*100) if saved=='I;16' else picture(mode=saved)
-    im.save(tmp_path/f'a.{ext}')
-    o = open_image(tmp_path/f'a.{ext}', n_in); assert (o.mode,o.size)==(mode,(30,20))
-    assert np.asarray(o).std()>5 # it has not become black or white
+def test_every_mode_opens_in_the_mode_asked_for(tmp_path, n_in, mode):
+    for saved,ext in [('L','png'),('RGB','jpg'),('RGBA','png'),('P','png'),('P','gif'),('1','png'),('LA','png'),('CMYK','jpg'),
+                      ('CMYK','tif'),('I;16','png'),('I;16','tif'),('F','tif'),('YCbCr','jpg')]:
+        im = picture(mode=saved) if saved!='I;16' else Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20,30)*100)
+        im.save(tmp_path/f'a.{ext}')
+        o = open_image(tmp_path/f'a.{ext}', n_in)
+        assert (o.mode,o.size)==(mode,(30,20)) and np.asarray(o).std()>5 # it has not become black or white
 
-@pytest.mark.parametrize('v,want', [(0,0),(257,1),(32768,128),(65535,255)])
 @pytest.mark.parametrize('ext', ['png','tif'])
-def test_16_bits_keep_their_brightness(tmp_path, v, want, ext):
-    Image.fromarray(np.full((8,8), v, np.uint16)).save(tmp_path/f'a.{ext}')
-    assert set(np.asarray(open_image(tmp_path/f'a.{ext}', 1)).flatten().tolist())=={want}
+def test_16_bits_keep_their_brightness(tmp_path, ext):
+    for v,want in [(0,0),(257,1),(32768,128),(65535,255)]:
+        Image.fromarray(np.full((8,8), v, np.uint16)).save(tmp_path/f'a.{ext}')
+        assert set(np.asarray(open_image(tmp_path/f'a.{ext}', 1)).flatten().tolist())=={want}
 
-@pytest.mark.parametrize('orientation', range(1,9))
-def test_exif_orientation_turns_the_photo_upright(tmp_path, orientation):
-    upright = picture(16, 24).resize((48,32), Image.Resampling.NEAREST)
-    T = Image.Transpose # how a camera held that way stores the picture: the inverse of what a viewer does
-    stored = {1:None,2:T.FLIP_LEFT_RIGHT,3:T.ROTATE_180,4:T.FLIP_TOP_BOTTOM,5:T.TRANSPOSE,6:T.ROTATE_90,7:T.TRANSVERSE,8:T.ROTATE_270}[orientation]
-    exif = Image.Exif(); exif[0x0112] = orientation
-    (upright if stored is None else upright.transpose(stored)).save(tmp_path/'a.png', exif=exif)
-    assert np.array_equal(np.asarray(open_image(tmp_path/'a.png')), np.asarray(upright))
+T = Image.Transpose # how a camera held that way stores the picture: the inverse of what a viewer does
+stored = {1:None, 2:T.FLIP_LEFT_RIGHT, 3:T.ROTATE_180, 4:T.FLIP_TOP_BOTTOM, 5:T.TRANSPOSE, 6:T.ROTATE_90, 7:T.TRANSVERSE, 8:T.ROTATE_270}
+
+@pytest.mark.parametrize('ext', ['png','tif'])
+def test_exif_orientation_turns_the_photo_upright(tmp_path, ext):
+    upright = picture(16, 24)
+    for orientation,how in stored.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        (upright if how is None else upright.transpose(how)).save(tmp_path/f'a.{ext}', exif=exif)
+        assert np.array_equal(np.asarray(open_image(tmp_path/f'a.{ext}')), np.asarray(upright))
+
+def odd_exif(f):
+    "A photo on its side, with a width that is a text"
+    exif = Image.Exif()
+    exif[0x0112],exif[0x010e] = 6,'wide'
+    raw = exif.tobytes()
+    at = raw.index(b'\x01\x0e') if b'\x01\x0e' in raw else raw.index(b'\x0e\x01')
+    picture(20, 30).save(f, exif=raw[:at]+raw[at:at+2].replace(b'\x0e', b'\x00')+raw[at+2:])
+
+def test_a_broken_tag_costs_neither_pixels_nor_orientation(tmp_path):
+    odd_exif(tmp_path/'a.jpg')
+    assert open_image(tmp_path/'a.jpg').size==(20,30)
+
+def test_metadata_that_cannot_be_read_is_ignored(tmp_path, monkeypatch):
+    picture().save(tmp_path/'a.png')
+    def broken(self): raise SyntaxError('not a TIFF file')
+    monkeypatch.setattr(Image.Image, 'getexif', broken)
+    assert open_image(tmp_path/'a.png').size==(30,20)
+
+@pytest.mark.parametrize('no_data', [-9999,-32768,3.4e38,-3.4028235e38,1e20,np.nan,np.inf])
+def test_pixels_without_data_leave_the_others_their_contrast(tmp_path, no_data):
+    heights = np.linspace(0, 3000, 256, dtype=np.float32).reshape(16,16)
+    want = (heights*255/3000).round()
+    heights[3:6] = no_data
+    Image.fromarray(heights).save(tmp_path/'a.tif')
+    got = np.asarray(open_image(tmp_path/'a.tif', 1))
+    assert np.abs(got-want)[6:].max()<=1 and np.abs(got-want)[:3].max()<=1
+
+def test_the_no_data_value_that_a_tiff_names_is_believed(tmp_path):
+    values = np.linspace(0, 10, 64, dtype=np.float32).reshape(8,8)
+    values[0] = -5
+    Image.fromarray(values).save(tmp_path/'a.tif', tiffinfo={42113:'-5'})
+    got = np.asarray(open_image(tmp_path/'a.tif', 1))
+    assert set(got[0])=={0} and got[1,0]==round(values[1,0]*25.5)
+
+def test_floats_without_outliers_keep_their_range(tmp_path):
+    for values,want in [([0,.5,1],[0,128,255]), ([0,100,255],[0,100,255]), ([1,2],[128,255]), ([-1,1],[0,255])]:
+        Image.fromarray(np.array([values], np.float32)).save(tmp_path/'a.tif')
+        assert np.abs(np.asarray(open_image(tmp_path/'a.tif', 1))[0].astype(int)-want).max()<=1
 
 @pytest.mark.parametrize('mode', ['RGBA','LA','P'])
 def test_transparent_pixels_are_white(tmp_path, mode):
-    if mode=='P': im = Image.new('P', (4,4), 0); im.putpalette([255,0,0]*256); im.save(tmp_path/'a.png', transparency=0)
-    else: Image.new(mode, (4,4), (255,0,0,0) if mode=='RGBA' else (9,0)).save(tmp_path/'a.png')
-    assert set(open_image(tmp_path/'a.png').get_flattened_data() if hasattr(Image.Image,'get_flattened_data') else open_image(tmp_path/'a.png').getdata())=={(255,255,255)}
+    im = Image.new(mode, (4,4), {'RGBA':(255,0,0,0), 'LA':(9,0), 'P':0}[mode])
+    if mode=='P': im.putpalette([255,0,0]*256)
+    im.save(tmp_path/'a.png', **(dict(transparency=0) if mode=='P' else {}))
+    assert np.asarray(open_image(tmp_path/'a.png')).min()==255
 
 @pytest.mark.parametrize('hw', [(1,1),(1,400),(400,1),(2,3),(16,16),(5000,3)])
 def test_images_of_any_shape_become_square(tmp_path, hw):
     picture(*hw).save(tmp_path/'a.png')
-    x = load_square(tmp_path/'a.png', 3, 20); assert x.shape==(3,20,20) and x.dtype==torch.uint8
+    x = load_square(tmp_path/'a.png', 3, 20)
+    assert x.shape==(3,20,20) and x.dtype==torch.uint8
 
 def test_square_is_the_middle_at_the_right_scale():
-    x = np.zeros((40,100,3), np.uint8); x[:,30:70] = 255 # the middle square is white, all else black
-    y = np.asarray(square_image(Image.fromarray(x), 20)); assert y[:,1:-1].min()==255 and y.min()>200 # bicubic looks a little beyond the edge
+    x = np.zeros((40,100,3), np.uint8)
+    x[:,30:70] = 255 # the middle square is white, all else black
+    y = np.asarray(square_image(Image.fromarray(x), 20))
+    assert y[:,1:-1].min()==255 and y.min()>200 # bicubic looks a little beyond the edge
 
-@pytest.mark.parametrize('shape', [(3,24,30),(24,30,3)])
-def test_arrays_of_open_fn_come_in_either_order(tmp_path, shape):
-    a = np.random.default_rng(0).integers(0,256,(3,24,30),dtype=np.uint8)
-    b = a if shape[0]==3 else a.transpose(1,2,0)
-    x,y = (load_square('f', 3, 24, lambda _: o) for o in (a,b)); assert torch.equal(x, y)
-    assert torch.equal(x, torch.tensor(a[:,:,3:27]))
+def test_arrays_and_tensors_of_open_fn_come_in_either_order():
+    a = np.random.default_rng(0).integers(0, 256, (3,24,30), dtype=np.uint8)
+    for o in (a, a.transpose(1,2,0), tensor(a), tensor(a).permute(1,2,0)):
+        assert torch.equal(load_square('f', 3, 24, lambda _: o), tensor(a)[:,:,3:27])
 
-@modes
-def test_unreadable_files_are_left_out_and_listed_with_a_count(tmp_path, in_memory):
-    write(tmp_path)
-    (tmp_path/'junk.jpg').write_bytes(b'not an image'); (tmp_path/'empty.png').write_bytes(b'')
-    with pytest.warns(UserWarning, match='2 of 14 files could not be read') as w: dls = make(tmp_path, in_memory=in_memory)
-    assert all(o in str(w[0].message) for o in ('junk.jpg','empty.png'))
-    assert len(dls.train_ds)+len(dls.valid_ds)==12
-    assert sum(len(b[0]) for dl in (dls.train,dls.valid) for b in dl)==8+1
+@pytest.mark.parametrize('wrong', [np.zeros((5,20,20), np.uint8), np.zeros((3,20,20), np.float32), 'name', None, np.zeros((2,3,4,5), np.uint8)],
+                         ids=range(5))
+@places
+def test_a_wrong_open_fn_is_an_error_not_a_bad_file(tmp_path, in_memory, wrong, monkeypatch):
+    monkeypatch.setattr(D, '_source_of', str)
+    with pytest.raises(TypeError, match='uint8 array of 3 channels'):
+        make(write(tmp_path), in_memory=in_memory, open_fn=lambda f: wrong)
 
-@modes
+# --- decoding in parallel
+
+def numbered(n, pause=0):
+    def load(i):
+        if i%7==3: raise ValueError(f'no {i}')
+        return torch.full((3,4,4), i%256, dtype=torch.uint8)
+    return load
+
+@pytest.mark.parametrize('n,workers', [(50,0),(500,2),(450,None)])
+def test_files_come_in_order_with_what_is_wrong(n, workers, monkeypatch):
+    monkeypatch.setattr(defaults, 'cpus', 2)
+    for i,(fn,image) in enumerate(decode_each(range(n), numbered(n), workers)):
+        assert fn==i and (image==f'ValueError: no {i}' if i%7==3 else image.unique().tolist()==[i%256])
+    assert i==n-1
+
+@pytest.mark.parametrize('error', [MemoryError('full'), OpenFnError('wrong, for 3.png')])
 @pytest.mark.parametrize('workers', [0,2])
-def test_a_truncated_file_never_stops_an_epoch(tmp_path, in_memory, workers):
-    write(tmp_path); f = tmp_path/'cut.png'; picture(60,60,seed=99).save(f); f.write_bytes(f.read_bytes()[:3000])
-    with warnings.catch_warnings(record=True) as w:
-        warnings.simplefilter('always')
-        dls = make(tmp_path, in_memory=in_memory, valid_pct=0, num_workers=workers)
-        for _ in range(3): # each of several processes drops a short batch of its own
-            sizes = [len(b[0]) for b in dls.train]; assert set(sizes)=={4} and sum(sizes) in ((12,) if in_memory or not workers else (8,12))
-    told = [str(o.message) for o in w if 'could not be read' in str(o.message)]
-    assert len(told)==1 and '1 of 13' in told[0] and 'cut.png' in told[0]
+def test_what_no_file_is_to_blame_for_ends_the_work_with_its_own_message(error, workers):
+    def load(i): raise error
+    with pytest.raises(type(error), match=f'^{error}$'): list(decode_each(range(40), load, workers))
 
-def cut_short(f): picture(60,60,seed=99).save(f); f.write_bytes(f.read_bytes()[:3000])
+def test_processes_decode_many_files_only_and_not_inside_a_worker(monkeypatch):
+    seen = []
+    real = torch.utils.data.DataLoader
+    monkeypatch.setattr(D.torch.utils.data, 'DataLoader', lambda *a, num_workers, **kw: seen.append(num_workers) or real([]))
+    monkeypatch.setattr(defaults, 'cpus', 8)
+    for n in (300,600,5000): list(decode_each(range(n), noop))
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '4'); list(decode_each(range(5000), noop))
+    monkeypatch.setattr(D.mp, 'current_process', lambda: SimpleNamespace(daemon=True)); list(decode_each(range(5000), noop))
+    monkeypatch.undo(); monkeypatch.setattr(D.torch.utils.data, 'DataLoader', lambda *a, num_workers, **kw: seen.append(num_workers) or real([]))
+    monkeypatch.setattr(D.sys, 'platform', 'win32'); list(decode_each(range(5000), noop))
+    assert seen==[0,6,8,2,0,0]
 
-@pytest.mark.parametrize('part', [0,1])
-def test_a_truncated_file_may_be_the_first_of_its_part(tmp_path, part):
-    dls = make(write(tmp_path), in_memory=False, valid_pct=.4); f = (dls.train_ds,dls.valid_ds)[part].items[0]; cut_short(f)
-    with pytest.warns(UserWarning, match=rf'1 of 12(.|\n)*{f.name}'): dls = make(tmp_path, in_memory=False, valid_pct=.4)
-    assert (len(dls.train_ds),len(dls.valid_ds))==(7,4) and f not in [*dls.train_ds.items, *dls.valid_ds.items]
-    assert len(torch.cat([b[0] for b in dls.valid.new()]))==4 and dls.train.new().one_batch()[0].shape==(4,3,20,20)
+def test_decoding_leaves_the_random_numbers_alone():
+    before = torch.get_rng_state()
+    list(decode_each(range(20), numbered(20)))
+    assert torch.equal(torch.get_rng_state(), before)
 
-def test_one_after_the_other_may_be_truncated(tmp_path):
-    write(tmp_path, 6); files = find_images(tmp_path)
-    for f in files[:-2]: cut_short(f)
-    with pytest.warns(UserWarning, match='could not be read') as w: dls = make(tmp_path, in_memory=False, valid_pct=.5, bs=1)
-    told = str(w[0].message); assert {*dls.train_ds.items, *dls.valid_ds.items}>=set(files[-2:]) and dls.valid.new().one_batch()[0].shape[1:]==(3,20,20) and 'truncated' in told
-    for f in files[-2:]: cut_short(f)
-    with pytest.warns(UserWarning, match='6 of 6'), pytest.raises(ValueError, match='None of the 6'): make(tmp_path, in_memory=False, valid_pct=.5, bs=1)
+def test_what_is_left_out_is_told(recwarn):
+    warn_unreadable([], 5)
+    assert not len(recwarn)
+    warn_unreadable([(Path(f'{i}.png'), 'cut short') for i in range(12)], 30)
+    text = str(recwarn.pop(UserWarning).message)
+    assert '12 of 30 files' in text and '9.png (cut short)' in text and '10.png' not in text and '2 more' in text
 
-@modes
-def test_all_files_unreadable_is_an_error_not_a_crash(tmp_path, in_memory):
+# --- every reading path and every odd file
+
+def odd_files(path):
+    "One of each kind: name -> can it be read?"
+    path.mkdir()
+    cut_short(path/'truncated.png')
+    for nm,text in [('empty.png',b''), ('junk.jpg',b'not an image')]: (path/nm).write_bytes(text)
+    Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20,20)*160).save(path/'bits16.png')
+    picture(mode='CMYK').save(path/'cmyk.jpg')
+    picture(mode='P').save(path/'palette.png', transparency=0)
+    picture(mode='LA').save(path/'grey_alpha.png')
+    picture(1, 1).save(path/'pixel.png')
+    odd_exif(path/'side.jpg')
+    heights = np.linspace(0, 3000, 400, dtype=np.float32).reshape(20,20)
+    heights[0] = -9999
+    Image.fromarray(heights).save(path/'heights.tif')
+    broken = {'truncated.png','empty.png','junk.jpg'}
+    return {f.name:f.name not in broken for f in sorted(path.iterdir())}
+
+def read_unlabelled(path, **kw):
+    dls = make(path, bs=7, valid_pct=0, **kw)
+    return dls.train_ds.items,pixels(dls.train)
+def read_labelled(path, **kw):
+    files = find_images(path)
+    dls = make_labelled([*files, *find_images(path.parent/'other')], valid=files, **kw)
+    return dls.valid_ds.items,pixels(dls.valid)
+def read_decoded(path):
+    images,good,bad = decode_images(find_images(path), 20)
+    warn_unreadable(bad, len(bad)+len(good))
+    return good,images.float()/255
+
+@pytest.mark.parametrize('labelled', [False,True], ids=['unlabelled','labelled'])
+@pytest.mark.parametrize('in_memory,workers', [(True,0),('disk',0),('device',0),(False,0),(False,2)])
+def test_every_path_reads_skips_and_names_the_same_files(tmp_path, in_memory, workers, labelled):
+    odd = odd_files(tmp_path/'odd')
+    class_folders(tmp_path, 4, ['other'])
+    kw = dict(in_memory=in_memory, num_workers=workers, cache_dir=tmp_path/'cache')
+    with pytest.warns(UserWarning, match='6 of 24' if labelled else '3 of 10') as w:
+        files,x = read_labelled(tmp_path/'odd', **kw) if labelled else read_unlabelled(tmp_path/'odd', **kw)
+    told = str(w[0].message)
+    assert len(w)==1 and all((nm in told)!=ok for nm,ok in odd.items())
+    assert [f.name for f in files]==[nm for nm,ok in odd.items() if ok]
+    want = torch.stack([load_square(f, 3, x.shape[-1]) for f in files]).float()/255
+    torch.testing.assert_close(x, want)
+
+@places
+@pytest.mark.parametrize('workers', [0,2])
+def test_a_test_set_names_the_broken_file_and_reads_the_others(tmp_path, in_memory, workers):
+    odd = odd_files(tmp_path/'odd')
+    dls = make(write(tmp_path/'a'), in_memory=in_memory, cache_dir=tmp_path/'cache')
+    good = [tmp_path/'odd'/nm for nm,ok in odd.items() if ok]
+    x = torch.cat([b[0] for b in dls.test_dl(good, num_workers=workers)])
+    torch.testing.assert_close(x.as_subclass(Tensor), torch.stack([load_square(f, 3, 20) for f in good]).float()/255)
+    with pytest.raises(ValueError, match='truncated.png cannot be read.*leave it out'):
+        list(dls.test_dl([*good, tmp_path/'odd'/'truncated.png'], num_workers=workers))
+
+@places
+def test_all_files_unreadable_is_an_error(tmp_path, in_memory):
     for i in range(5): (tmp_path/f'{i}.jpg').write_bytes(b'x')
     with pytest.warns(UserWarning, match='5 of 5'), pytest.raises(ValueError, match='None of the 5'): make(tmp_path, in_memory=in_memory)
 
-@modes
+# --- loaders of unlabelled images
+
+@places
 def test_the_last_short_batch_is_dropped_in_training_only(tmp_path, in_memory):
     dls = make(write(tmp_path, 13), in_memory=in_memory, valid_pct=.4, bs=3) # 8 and 5
     assert [len(b[0]) for b in dls.train]==[3,3] and [len(b[0]) for b in dls.valid]==[3,2]
 
-@modes
-def test_batches_are_the_pixels_of_the_files(tmp_path, in_memory):
-    dls = make(write(tmp_path), in_memory=in_memory, valid_pct=.25)
-    x = torch.cat([b[0] for b in dls.train.new(shuffle=False, drop_last=False)])
-    want = torch.stack([load_square(f, 3, 20) for f in dls.train_ds.items])
-    assert torch.equal(x.as_subclass(Tensor), want.float()/255) and isinstance(dls.one_batch(), tuple) and len(dls.one_batch())==1
-
-@modes
+@places
 def test_training_sees_every_image_once_in_a_new_order_each_epoch(tmp_path, in_memory):
     dls = make(write(tmp_path), in_memory=in_memory, valid_pct=0)
     a,b = (torch.cat([o[0] for o in dls.train]).flatten(1) for _ in range(2))
     assert not torch.equal(a, b) and torch.equal(a.sum(1).sort().values, b.sum(1).sort().values) and len(a.unique(dim=0))==12
 
+def test_batches_are_those_of_the_seed_wherever_images_are(tmp_path):
+    write(tmp_path/'src')
+    seen = []
+    for in_memory in (True,'disk','disk','device',False): # the second time from the cache
+        set_seed(0)
+        dls = make(tmp_path/'src', in_memory=in_memory, cache_dir=tmp_path/'cache', valid_pct=.3)
+        seen.append(torch.cat([b[0] for dl in (dls.train,dls.valid,dls.train) for b in dl]))
+    assert all(torch.equal(seen[0], o) for o in seen[1:]) and isinstance(dls.one_batch(), tuple)
+
 def test_the_split_is_that_of_the_seed(tmp_path):
     write(tmp_path)
-    split = lambda **kw: list(make(tmp_path, valid_pct=.5, **kw).valid_ds.items)
-    a = split(seed=1); set_seed(9); assert split(seed=1)==a==split(seed=1, in_memory=False) and split(seed=2)!=a
-    dls = make(tmp_path, valid_pct=.5); assert not set(dls.train_ds.items)&set(dls.valid_ds.items) and len(dls.train_ds)==6
+    def split(**kw): return list(make(tmp_path, valid_pct=.5, **kw).valid_ds.items)
+    a = split(seed=1)
+    set_seed(9)
+    assert split(seed=1)==a==split(seed=1, in_memory=False) and split(seed=2)!=a
+    dls = make(tmp_path, valid_pct=.5)
+    assert not set(dls.train_ds.items) & set(dls.valid_ds.items) and len(dls.train_ds)==6
 
-@modes
+@places
 def test_test_dl_takes_new_files(tmp_path, in_memory):
     dls = make(write(tmp_path/'a'), in_memory=in_memory, batch_tfms=Normalize.from_stats(*imagenet_stats, cuda=False))
     new = find_images(write(tmp_path/'b', 5, '.jpg'))
-    x = torch.cat([b[0] for b in dls.test_dl(new)])
-    assert x.shape==(5,3,20,20)
-    torch.testing.assert_close(to_unit(x, find_normalize(dls)), torch.stack([load_square(f,3,20) for f in new]).float()/255, atol=1e-5, rtol=0)
+    x = to_unit(torch.cat([b[0] for b in dls.test_dl(new)]), find_normalize(dls))
+    torch.testing.assert_close(x, torch.stack([load_square(f,3,20) for f in new]).float()/255, atol=1e-5, rtol=0)
 
-@modes
-@pytest.mark.parametrize('place,workers', [(0,0),(1,0),(1,2)])
-def test_a_test_set_loses_no_row_to_a_broken_file(tmp_path, in_memory, place, workers):
-    dls = make(write(tmp_path/'a'), in_memory=in_memory); new = find_images(write(tmp_path/'b', 3)); cut_short(new[place])
-    with pytest.raises(ValueError, match=f'{new[place].name} cannot be read .*truncated.*leave it out'): list(dls.test_dl(new, num_workers=workers))
-
-@modes
+@places
 def test_an_empty_validation_set_is_allowed(tmp_path, in_memory):
-    dls = make(write(tmp_path), in_memory=in_memory, valid_pct=0); assert len(dls.valid)==0 and list(dls.valid)==[]
+    dls = make(write(tmp_path), in_memory=in_memory, valid_pct=0)
+    assert len(dls.valid)==0 and list(dls.valid)==[]
 
-def test_opening_an_image_warns_of_nothing(tmp_path):
-    picture().save(tmp_path/'a.png')
-    with warnings.catch_warnings():
-        warnings.simplefilter('error'); torch.set_warn_always(True)
-        try: load_square(tmp_path/'a.png', 3, 16)
-        finally: torch.set_warn_always(False)
-
-@modes
+@places
 @pytest.mark.parametrize('n_in', [1,4])
 def test_other_channels_in_batches(tmp_path, in_memory, n_in):
     assert make(write(tmp_path), in_memory=in_memory, n_in=n_in).one_batch()[0].shape==(4,n_in,20,20)
+
+def test_emptiness_is_asked_without_opening_anything():
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self): return iter(int, 1)
+    assert is_empty(TfmdDL([], bs=2)) and not is_empty(TfmdDL([1], bs=2))
+    assert not is_empty(torch.utils.data.DataLoader(Endless()))
+
+def test_the_first_image_of_other_data_is_an_error():
+    with pytest.raises(ValueError, match='must begin with images'): first_image(DataLoaders(*[TfmdDL([(tensor([1.]),)]*4, bs=2)]*2))
+
+@pytest.mark.parametrize('kw,msg', [(dict(size=4),'at least 8'), (dict(size=32.),'whole number'), (dict(valid_pct=1.),'valid_pct'),
+    (dict(valid_pct=-.1),'valid_pct'), (dict(bs=0),'bs'), (dict(bs=64),'bs=11 or fewer'), (dict(n_in=2),'open_fn'),
+    (dict(item_size=0),'item_size'), (dict(bs=True),'bs'), (dict(in_memory='gpu'),'in_memory')])
+def test_wrong_arguments_are_errors_with_a_remedy(tmp_path, kw, msg):
+    with pytest.raises(ValueError, match=msg): make(write(tmp_path), **kw)
+
+def test_one_image_is_too_few_whatever_the_batch(tmp_path):
+    with pytest.raises(ValueError, match='Only 1 of 1 images.*pass more images'): make(write(tmp_path, 1), bs=2)
+
+@places
+@pytest.mark.parametrize('name', ['shuffle','drop_last','after_item','before_batch','after_batch'])
+def test_what_the_loaders_decide_on_is_refused_by_name(tmp_path, in_memory, name):
+    with pytest.raises(TypeError, match=f'`{name}` is not an argument here: use `'): make(write(tmp_path, 4), in_memory=in_memory, **{name:[]})
+
+def test_numbers_of_numpy_are_whole_numbers(tmp_path):
+    dls = make(write(tmp_path), bs=np.int64(4), size=np.int64(16), item_size=np.int32(20), n_in=np.int64(3))
+    assert dls.one_batch()[0].shape==(4,3,20,20) and type(dls.view_size) is int
 
 # --- where images are kept
 
@@ -210,166 +382,304 @@ need = 12*3*20*20
 def little(monkeypatch, ram=0, disk=10**12):
     "As if there were so much memory and disk"
     monkeypatch.setattr(D, '_free_memory', lambda: ram)
-    monkeypatch.setattr('fastbyol.data.shutil.disk_usage', lambda p: SimpleNamespace(free=disk))
+    monkeypatch.setattr(D.shutil, 'disk_usage', lambda p: SimpleNamespace(free=disk))
 
 @pytest.mark.parametrize('processes', [1,3])
 def test_auto_goes_by_what_there_is_room_for(tmp_path, monkeypatch, processes):
-    write(tmp_path/'src'); kw = dict(cache_dir=tmp_path/'cache'); monkeypatch.setenv('LOCAL_WORLD_SIZE', str(processes))
-    little(monkeypatch, (need+1)*4*processes); dls = make(tmp_path/'src', **kw); assert isinstance(dls.train, MemoryDL) and dls.train.kept.file is None
+    write(tmp_path/'src')
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', str(processes))
+    def caches(ram, disk):
+        little(monkeypatch, ram, disk)
+        dls = make(tmp_path/'src', cache_dir=tmp_path/'cache')
+        return isinstance(dls.train, MemoryDL),len(list(tmp_path.glob('cache/*.npy')))
     room = 2*(need+2**20) # half of what is free
-    little(monkeypatch, need*4*processes, room-2) # each process would have images of its own in memory, but one file is enough for all
-    with pytest.warns(UserWarning, match='do not fit in memory.*every epoch.*GB free'): dls = make(tmp_path/'src', **kw)
-    assert not isinstance(dls.train, MemoryDL) and not list((tmp_path/'cache').glob('*.images'))
-    little(monkeypatch, need*4*processes, room); dls = make(tmp_path/'src', **kw); assert dls.train.kept.file.parent==tmp_path/'cache'
-    little(monkeypatch, 0, 0); assert make(tmp_path/'src', **kw).train.kept.file==dls.train.kept.file # it is there already
+    assert caches((need+1)*4*processes, 0)==(True,0)
+    with pytest.warns(UserWarning, match='every epoch.*GB free'): assert caches(need*4*processes, room-2)==(False,0)
+    assert caches(need*4*processes, room)==(True,1)
+    assert caches(0, 0)==(True,1) # it is there already
 
-def test_auto_without_a_cache_goes_on_with_files(tmp_path, monkeypatch):
-    write(tmp_path/'src'); little(monkeypatch)
-    for kw in (dict(open_fn=lambda f: open_image(f)), dict(cache_dir=find_images(tmp_path/'src')[0])):
-        with pytest.warns(UserWarning, match='every epoch'): dls = make(tmp_path/'src', **kw)
-        assert not isinstance(dls.train, MemoryDL) and dls.one_batch()[0].shape==(4,3,20,20)
-        with pytest.raises(ValueError, match='kept'): make(tmp_path/'src', in_memory='disk', **kw)
+@pytest.mark.parametrize('v', ['max',1000])
+def test_free_memory_is_that_of_the_container(tmp_path, monkeypatch, v):
+    for nm,o in [('memory.max',v), ('memory.current',700), ('memory.stat','anon 5\ninactive_file 50\n')]: (tmp_path/nm).write_text(f'{o}')
+    monkeypatch.setattr(D, 'Path', lambda o: tmp_path)
+    monkeypatch.setattr(D.psutil, 'virtual_memory', lambda: SimpleNamespace(available=9999))
+    assert D._free_memory()==(350 if v==1000 else 9999)
 
-def test_batches_from_disk_are_those_from_memory(tmp_path):
-    write(tmp_path/'src'); shutil.copy(write(tmp_path/'x', 1)/'c0'/'00.png', tmp_path/'src'/'z.png'); (tmp_path/'src'/'a.jpg').write_bytes(b'x')
-    for kw in ({}, dict(size=24), dict(n_in=1), dict(item_size=33), dict(open_fn=partial(open_image, n_in=3))):
-        seen = []
-        for mode in (True,'disk','disk'):
-            set_seed(0)
-            with pytest.warns(UserWarning, match=r'1 of 14.*(.|\n)*a.jpg'): dls = make(tmp_path/'src', in_memory=mode, cache_dir=tmp_path/'cache', valid_pct=.3, **kw)
-            seen.append([b[0] for dl in (dls.train,dls.valid,dls.train) for b in dl])
-        assert len(seen[0])>4 and all(torch.equal(a, b) and torch.equal(a, c) for a,b,c in zip(*seen))
-    assert len(list((tmp_path/'cache').glob('*.images')))==5
-
-def test_a_changed_image_is_seen_in_the_next_batches(tmp_path):
-    write(tmp_path/'src'); get = lambda: make(tmp_path/'src', in_memory='disk', cache_dir=tmp_path/'cache', valid_pct=0).train.images
-    a = get(); f = find_images(tmp_path/'src')[2]; picture(50, 50, seed=77).save(f); b = get()
-    assert torch.equal(b[2], load_square(f, 3, 20)) and not torch.equal(a[2], b[2]) and torch.equal(a[3:], b[3:])
-
-def test_the_mapped_file_is_no_copy_in_what_is_pickled_or_copied(tmp_path):
-    import pickle
-    dls = make(write(tmp_path/'src', 40), in_memory='disk', cache_dir=tmp_path/'cache', item_size=64); dl = dls.valid; b = pickle.dumps(dl.kept)
-    assert len(b)<1000 and torch.equal(pickle.loads(b).images, dl.images) and deepcopy(dl.kept) is dl.kept
-    assert len(pickle.dumps(dls.new_empty()))<50_000
-    clear_cache(tmp_path/'cache')
-    with pytest.raises(FileNotFoundError): pickle.loads(b)
-    ram = KeptImages(dl.images.clone()); assert torch.equal(pickle.loads(pickle.dumps(ram)).images, dl.images)
-
-# --- images move to the device of the batches
-
-@pytest.mark.parametrize('device', ['meta','meta:0']) # as 'cuda' and 'cuda:0': a tensor's device may be spelled otherwise than the loader's
+@pytest.mark.parametrize('device', ['meta','meta:0']) # as 'cuda' and 'cuda:0', which a tensor and a loader may spell differently
 def test_images_move_where_there_is_room_and_both_loaders_see_it(tmp_path, monkeypatch, device):
-    write(tmp_path); dls = make(tmp_path, device=device, valid_pct=.25); n,new = dls.train.images.nbytes,dls.train.new()
-    monkeypatch.setattr(D, '_free_on', lambda d: {'meta':n*10//8-2}[d.type]); assert not move_images(dls) and dls.train.images.device==cpu
-    monkeypatch.setattr(D, '_free_on', lambda d: {'meta':n*10//8+2}[d.type]); assert move_images(dls)
-    assert dls.train.images.is_meta and dls.valid.images is dls.train.images and new.images is dls.train.images
-    assert dls.train.create_batch([0,2])[0].is_meta and not move_images(dls) # they are there
+    dls = make(write(tmp_path), device=device, valid_pct=.25)
+    n,new = dls.train.images.nbytes,dls.train.new()
+    monkeypatch.setattr(D, '_free_on', lambda d: {'meta':n*10//8-2}[d.type])
+    assert not move_images(dls) and dls.train.images.device==cpu
+    monkeypatch.setattr(D, '_free_on', lambda d: {'meta':n*10//8+2}[d.type])
+    assert move_images(dls) and not move_images(dls) # they are there
+    assert dls.train.images.is_meta and dls.valid.images is dls.train.images is new.images
+    assert dls.train.create_batch([0,2])[0].is_meta
 
 @pytest.mark.parametrize('mode', [True,'disk',False])
 def test_images_stay_where_the_user_wants_them(tmp_path, monkeypatch, mode):
-    write(tmp_path); monkeypatch.setattr(D, '_free_on', lambda d: 1e9); dls = make(tmp_path, device='meta', in_memory=mode, cache_dir=tmp_path/'c'); assert not move_images(dls)
-    if mode: assert dls.train.images.device==cpu
+    monkeypatch.setattr(D, '_free_on', lambda d: 1e9)
+    assert not move_images(make(write(tmp_path), device='meta', in_memory=mode, cache_dir=tmp_path/'c'))
 
-def test_images_on_disk_move_too_and_in_parts(tmp_path, monkeypatch):
-    little(monkeypatch); monkeypatch.setattr(D, '_free_on', lambda d: 1e9); dls = make(write(tmp_path), device='meta', cache_dir=tmp_path/'c'); assert dls.train.kept.file and move_images(dls)
-    x = torch.randint(0, 256, (7,3,3000,3000), dtype=torch.uint8); k = KeptImages(x) # more than one part
-    k.move(cpu); assert torch.equal(k.images, x) and k.images.data_ptr()!=x.data_ptr()
+def test_images_on_disk_move_too(tmp_path, monkeypatch):
+    little(monkeypatch)
+    monkeypatch.setattr(D, '_free_on', lambda d: 1e9)
+    assert move_images(make(write(tmp_path), device='meta', cache_dir=tmp_path/'c'))
+
+def test_images_move_in_parts():
+    x = torch.randint(0, 256, (600,3,4,4), dtype=torch.uint8)
+    kept = KeptImages(x)
+    kept.move(cpu)
+    assert torch.equal(kept.images, x) and kept.images.data_ptr()!=x.data_ptr() and deepcopy(kept) is kept
+
+def test_a_device_that_fills_up_meanwhile_leaves_the_images_where_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(D, '_free_on', lambda d: 1e9)
+    dls = make(write(tmp_path), device='meta')
+    def full(*a): raise torch.OutOfMemoryError('full')
+    monkeypatch.setattr(KeptImages, 'move', full)
+    assert not move_images(dls) and dls.train.images.device==cpu
 
 def test_batches_that_may_be_on_the_device_are_not_pinned(tmp_path):
     dls = make(write(tmp_path), pin_memory=True, in_memory=True)
     for dl in (dls.train, dls.valid.new(), dls.train.new(pin_memory=True)): assert not dl.pin_memory and not dl.fake_l.pin_memory
     assert make(tmp_path, pin_memory=True, in_memory=False).train.fake_l.pin_memory
 
-def test_a_device_that_fills_up_meanwhile_leaves_the_images_where_they_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(D, '_free_on', lambda d: 1e9); dls = make(write(tmp_path), device='meta')
-    def full(*a): raise torch.OutOfMemoryError('full')
-    monkeypatch.setattr(KeptImages, 'move', full); assert not move_images(dls) and dls.train.images.device==cpu
-
-def cgroup(path, limit, used, inactive, v=2):
-    path.mkdir(parents=True, exist_ok=True)
-    for nm,o in zip(('memory.max','memory.current') if v==2 else ('memory.limit_in_bytes','memory.usage_in_bytes'), (limit,used)): (path/nm).write_text(f'{o}\n')
-    (path/'memory.stat').write_text(f'anon 5\nactive_file 7\ninactive_file {inactive}\n')
-
-@pytest.mark.parametrize('v,lines', [(2,'0::/job/step\n'), (1,'12:cpu,cpuacct:/\n9:memory:/job/step\n')])
-def test_free_memory_is_that_of_the_container_or_job(tmp_path, monkeypatch, v, lines):
-    assert D._cgroup_room(tmp_path)==math.inf # no such system
-    (tmp_path/'proc/self').mkdir(parents=True); (tmp_path/'proc/self/cgroup').write_text(lines); assert D._cgroup_room(tmp_path)==math.inf
-    top = tmp_path/'sys/fs/cgroup'/('' if v==2 else 'memory')
-    cgroup(top, 'max' if v==2 else 2**63-4096, 900, 0, v); assert D._cgroup_room(tmp_path)>2**62 # no limit
-    cgroup(top/'job', 1000, 700, 50, v); assert D._cgroup_room(tmp_path)==350
-    cgroup(top/'job'/'step', 400, 300, 20, v); assert D._cgroup_room(tmp_path)==120
-    cgroup(top/'job'/'step', 400, 500, 20, v); assert D._cgroup_room(tmp_path)==0
-    monkeypatch.setattr(D.psutil, 'virtual_memory', lambda: SimpleNamespace(available=200))
-    for room,want in ((math.inf,200), (70,70)): monkeypatch.setattr(D, '_cgroup_room', lambda: room); assert D._free_memory()==want
-
-def test_free_memory_without_proc_and_sysconf(monkeypatch):
-    monkeypatch.delattr(os, 'sysconf', raising=False); read = Path.read_text
-    def none(self, *a, **kw):
-        if str(self).startswith(('/proc','/sys')): raise FileNotFoundError(self)
-        return read(self, *a, **kw)
-    monkeypatch.setattr(Path, 'read_text', none); assert D._free_memory()>2**20
-
 def test_free_memory_is_asked_of_the_driver(monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda d: (7,9)); assert D._free_on(torch.device('cuda:0'))==7 and D._free_on(cpu)==0
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda d: (7,9))
+    assert D._free_on(torch.device('cuda:0'))==7 and D._free_on(cpu)==0
 
 def test_images_move_after_a_whole_epoch_of_training_and_nothing_else_changes(tmp_path, monkeypatch):
-    write(tmp_path, 16); asked = []
+    write(tmp_path, 16)
+    asked = []
     def run(**kw):
-        set_seed(0); learn = byol_learn(make(tmp_path, valid_pct=.25, **kw), small_byol(bn=False), views=None, size=16)
-        learn.validate(); learn.fit(3, .05); return learn
+        set_seed(0)
+        learn = byol_learn(make(tmp_path, valid_pct=.25, **kw), small_byol(bn=False), views=None, size=16)
+        learn.validate()
+        learn.fit(3, .05)
+        return learn
     a = run()
-    def moves(self, device): asked.append(('move',str(device))); self.move(device); return True # to the CPU once more, since there is nothing else here
-    monkeypatch.setattr(KeptImages, 'move_if_room', moves); monkeypatch.setattr('fastbyol.callback.BYOLCallback.after_epoch', lambda self: asked.append(('epoch',self.epoch)), raising=False)
+    def moves(dls): # to the CPU once more, since there is nothing else here
+        asked.append('move')
+        dls.train.kept.move(cpu)
+    monkeypatch.setattr('fastbyol.callback.move_images', moves)
+    monkeypatch.setattr('fastbyol.callback.BYOLCallback.after_epoch', lambda self: asked.append(self.epoch), raising=False)
     b = run() # the first epoch is that of `validate`
-    assert asked==[('epoch',0),('epoch',0),('move','cpu'),('epoch',1),('move','cpu'),('epoch',2)] and same_sd(sd_of(a), sd_of(b))
+    assert asked==[0,0,'move',1,'move',2] and same_sd(sd_of(a), sd_of(b))
 
-def test_the_list_of_bad_files_is_cut_but_counted(tmp_path):
-    write(tmp_path)
-    for i in range(30): (tmp_path/f'bad{i:02}.jpg').write_bytes(b'x')
-    with pytest.warns(UserWarning, match='30 of 42.*and 20 more'.replace('.*','(.|\n)*')) as w: make(tmp_path)
-    assert len(w)==1
+# --- the cache on disk
 
-@pytest.mark.parametrize('kw,msg', [(dict(size=4),'at least 8'), (dict(size=32.),'whole number'), (dict(valid_pct=1.),'valid_pct'), (dict(valid_pct=-.1),'valid_pct'),
-    (dict(bs=0),'bs'), (dict(bs=64),'bs='), (dict(n_in=2),'open_fn'), (dict(item_size=-3),'item_size'), (dict(item_size=0),'item_size'), (dict(bs=True),'bs'), (dict(size=True),'whole number')])
-def test_wrong_arguments_are_errors_with_a_remedy(tmp_path, kw, msg):
-    write(tmp_path)
-    with pytest.raises(ValueError, match=msg): make(tmp_path, **kw)
+opener = '''
+import os, time, torch
+from pathlib import Path
+def open_number(fn):
+    "An image that depends on what the file holds; notes that it was decoded"
+    text = Path(fn).read_text()
+    if not text.isdigit(): raise ValueError('no number')
+    with open(os.environ['DECODED'], 'a') as f: f.write(Path(fn).name+' ')
+    time.sleep(float(os.environ.get('PAUSE', 0)))
+    return torch.full((3,8,8), int(text)%256, dtype=torch.uint8)
+'''
+numbers = [i for i in range(20) if i!=7]
 
-@modes
-@pytest.mark.parametrize('kw', [dict(shuffle=False), dict(drop_last=False), dict(after_item=[]), dict(before_batch=[]), dict(after_batch=[])], ids=str)
-def test_what_the_loaders_decide_on_is_refused_by_name(tmp_path, in_memory, kw):
-    nm, = kw
-    with pytest.raises(TypeError, match=f'`{nm}` is no argument .* use `'): make(write(tmp_path), in_memory=in_memory, **kw)
+@pytest.fixture
+def env(tmp_path, monkeypatch):
+    "20 files, one of them unreadable, a cache folder, and a function that keeps a log of what it decodes"
+    (tmp_path/'opener.py').write_text(opener)
+    (tmp_path/'src').mkdir()
+    for i in range(20): (tmp_path/'src'/f'{i:02}').write_text(str(i) if i!=7 else 'x')
+    monkeypatch.setenv('DECODED', str(tmp_path/'log'))
+    monkeypatch.setenv('FASTBYOL_CACHE', str(tmp_path/'cache'))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, 'opener', raising=False)
+    import opener as m
+    def files(): return sorted((tmp_path/'src').iterdir())
+    def get(fs=None, open_fn=m.open_number, **kw):
+        "First pixels of the images"
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='.*left out')
+            dls = make(fs or files(), size=8, item_size=8, open_fn=open_fn, in_memory='disk', valid_pct=0, **kw)
+        return dls.train.images[:,0,0,0].tolist()
+    def decoded():
+        log = tmp_path/'log'
+        names = log.read_text().split() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return len(names)
+    def caches(pattern='*.npy'): return list((tmp_path/'cache').glob(pattern))
+    return SimpleNamespace(get=get, decoded=decoded, files=files(), src=tmp_path/'src', path=tmp_path, caches=caches)
 
-@modes
-def test_numbers_of_numpy_are_whole_numbers(tmp_path, in_memory):
-    dls = make(write(tmp_path), in_memory=in_memory, bs=np.int64(4), size=np.int64(16), item_size=np.int32(20), n_in=np.int64(3))
-    assert dls.one_batch()[0].shape==(4,3,20,20) and type(dls.view_size) is int
+def test_the_second_time_nothing_is_decoded_and_all_is_the_same(env):
+    assert env.get()==numbers and env.decoded()==19+1 # fastai looks at the first item
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert env.get()==numbers and env.decoded()==1
+    assert json.loads(env.caches('*.json')[0].read_text())['bad']==[[7,'ValueError: no number']]
 
-def five_channels(f): return np.zeros((5,20,20), np.uint8)
-def floats(f): return np.zeros((3,20,20), np.float32)
-def its_name(f): return str(f)
-def nothing(f): return None
-@modes
-@pytest.mark.parametrize('open_fn', [five_channels, floats, its_name, nothing])
-def test_a_wrong_open_fn_is_an_error_not_a_bad_file(tmp_path, in_memory, open_fn):
-    write(tmp_path)
-    with pytest.raises(TypeError, match='uint8 array of 3 channels'): make(tmp_path, in_memory=in_memory, open_fn=open_fn).one_batch()
+def test_what_could_not_be_read_is_named_the_second_time_too(env):
+    import opener as m
+    for _ in range(2):
+        with pytest.warns(UserWarning, match='1 of 20 files.*(.|\n)*07 .ValueError: no number'):
+            make(env.files, item_size=8, open_fn=m.open_number, in_memory='disk')
 
-def test_an_empty_list_of_files_is_named():
-    with pytest.raises((ValueError,FileNotFoundError), match='empty|no files|no images'): make([])
+def stale_size(env): env.files[3].write_text('103')
+def stale_time(env): os.utime(env.files[3], ns=(1,1))
+def stale_link(env):
+    (env.path/'other').write_text('77')
+    env.files[3].unlink(); env.files[3].symlink_to(env.path/'other')
+def stale_fixed(env): env.files[7].write_text('7')
+def stale_fixed_unseen(env):
+    stat = env.files[7].stat()
+    stale_fixed(env); os.utime(env.files[7], ns=(stat.st_atime_ns,stat.st_mtime_ns)) # as `chmod` or a setting of PIL
+@pytest.mark.parametrize('change,want', [(stale_size,{3:103}), (stale_time,{}), (stale_link,{3:77}), (stale_fixed,{7:7}),
+                                         (stale_fixed_unseen,{7:7})])
+def test_changed_files_are_decoded_again_in_place_of_the_old_cache(env, change, want):
+    env.get(); change(env); env.decoded()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        got = env.get()
+    assert got==[v for _,v in sorted({**{i:i for i in numbers}, **want}.items())] and len(env.caches())==1
+    env.decoded()
+    assert env.get()==got and env.decoded()==1
+
+def test_other_names_orders_sizes_and_functions_have_their_own_caches(env):
+    import opener as m
+    env.get()
+    assert env.get(env.files[:5])==[0,1,2,3,4] and env.get(env.files[:5][::-1])==[4,3,2,1,0]
+    env.get(env.files[:5], open_fn=partial(m.open_number)) # another way to say it
+    assert len(env.caches())==4
+
+def test_a_function_is_known_by_its_source(tmp_path, monkeypatch):
+    def source(text, nm='f'):
+        (tmp_path/f'mod{len(text)}.py').write_text(text)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        return D._source_of(getattr(importlib.import_module(f'mod{len(text)}'), nm))[1:]
+    import importlib
+    a = source('def f(x): return x')
+    assert a==source('# comment\ndef f(x): return x') and a!=source('def f(x): return x+1')
+    assert D._source_of(partial(np.load, 1))!=D._source_of(partial(np.load, 2))
+
+class Opener:
+    def __call__(self, fn): return fn
+def inner(n):
+    def f(fn): return n
+    return f
+@pytest.mark.parametrize('fn', [Opener(), inner(1), 'a'.join, partial(inner(1)), eval('lambda f: f')], ids=range(5))
+def test_a_function_whose_source_is_not_known_is_an_error_on_disk_and_no_cache_by_itself(fn, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match='source of `open_fn` is not known.*use a function of a module'):
+        make(write(tmp_path), in_memory='disk', open_fn=fn)
+    little(monkeypatch)
+    monkeypatch.setattr(D, 'load_square', lambda *a: torch.zeros(3,20,20,dtype=torch.uint8))
+    with pytest.warns(UserWarning, match='every epoch.*source'): dls = make(tmp_path, open_fn=fn)
+    assert not isinstance(dls.train, MemoryDL)
+
+@pytest.mark.parametrize('spoil', [lambda b: b[:len(b)//2], lambda b: b[:-1], lambda b: b''], ids=['half','one byte','empty'])
+@pytest.mark.parametrize('ext', ['npy','json'])
+def test_a_cache_cut_short_is_made_again_with_a_warning(env, spoil, ext):
+    env.get()
+    file, = env.caches(f'*.{ext}')
+    whole = file.read_bytes()
+    file.write_bytes(spoil(whole))
+    with pytest.warns(UserWarning, match='cut short') as w: assert env.get()==numbers
+    assert len(w)==1 and file.read_bytes()==whole
+
+class Builder:
+    "Another process, forked from this one, that makes the cache and notes what it got"
+    def __init__(self, env, pause):
+        self.out = env.path/f'out{random.random()}'
+        def go():
+            os.environ['PAUSE'] = str(pause)
+            self.out.write_text(json.dumps(env.get()))
+        self.p = multiprocessing.get_context('fork').Process(target=go, daemon=True)
+        self.p.start()
+    def result(self):
+        self.p.join(300)
+        return json.loads(self.out.read_text())
+    def kill(self):
+        os.kill(self.p.pid, signal.SIGKILL)
+        self.p.join()
+
+def wait_for(cond, seconds=300):
+    end = time.time()+seconds
+    while not cond():
+        assert time.time()<end, 'it never came'
+        time.sleep(.02)
+
+def test_of_two_processes_one_decodes_and_both_are_right(env):
+    builders = [Builder(env, .02) for _ in range(2)]
+    assert [o.result() for o in builders]==[numbers]*2 and env.decoded()==19+2 and len(env.caches())==1 and not env.caches('.*')
+
+def test_a_killed_builder_leaves_no_cache_and_who_waits_takes_over(env):
+    first = Builder(env, 2.)
+    wait_for(lambda: (env.path/'log').exists() and env.caches('.*.tmp'))
+    second = Builder(env, 0)
+    time.sleep(.3)
+    assert second.p.is_alive() and clear_cache()==0 # what others make is not cleared away
+    first.kill()
+    assert not env.caches() and second.result()==numbers and not env.caches('.*.tmp') and len(env.caches())==1
+
+def test_who_has_a_cache_open_keeps_it(env):
+    import opener as m
+    with pytest.warns(UserWarning, match='left out'): dls = make(env.files, item_size=8, open_fn=m.open_number, in_memory='disk', valid_pct=0)
+    assert clear_cache()>0 and not env.caches() and pixels(dls.train)[:,0,0,0].mul(255).tolist()==numbers
+
+def test_clearing_keeps_what_was_used_lately_and_what_is_not_ours(env):
+    env.get()
+    used, = env.caches()
+    env.get(env.files[:6])
+    (env.path/'cache'/'notes.npy').write_text('mine')
+    for f in env.caches('*'): os.utime(f, (1,1))
+    env.get()
+    assert clear_cache(days=1)>0 and sorted(f.name for f in env.caches())==sorted([used.name,'notes.npy'])
+    assert clear_cache()>19*192 and [f.name for f in env.caches()]==['notes.npy'] and clear_cache()==0==clear_cache(env.path/'none')
+
+def test_a_disk_that_fills_up_meanwhile_leaves_nothing(env, monkeypatch):
+    def full(fd): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.warns(UserWarning, match='No space left'), pytest.raises(AttributeError): env.get() # no images to look up
+    assert not env.caches() and not env.caches('.*')
+
+def no_home(monkeypatch, tmp_path):
+    def no(*a): raise RuntimeError('Could not determine home directory.')
+    for nm in ('FASTBYOL_CACHE','XDG_CACHE_HOME'): monkeypatch.delenv(nm, raising=False)
+    monkeypatch.setattr(Path, 'expanduser', no)
+def read_only(monkeypatch, tmp_path): monkeypatch.setenv('FASTBYOL_CACHE', str(tmp_path/'file'/'x'))
+def a_file(monkeypatch, tmp_path): monkeypatch.setenv('FASTBYOL_CACHE', str(tmp_path/'file'))
+@pytest.mark.parametrize('in_memory', ['auto','disk'])
+@pytest.mark.parametrize('lack', [no_home,read_only,a_file])
+def test_without_a_folder_for_the_cache_files_are_read_with_one_warning(tmp_path, monkeypatch, lack, in_memory):
+    write(tmp_path/'src')
+    (tmp_path/'file').write_text('')
+    little(monkeypatch)
+    lack(monkeypatch, tmp_path)
+    with pytest.warns(UserWarning, match='decoded again in every epoch') as w: dls = make(tmp_path/'src', in_memory=in_memory)
+    assert len(w)==1 and dls.one_batch()[0].shape==(4,3,20,20)
+
+def test_the_folder_is_the_first_that_is_given(monkeypatch, tmp_path):
+    for nm,o in [('FASTBYOL_CACHE','a'), ('XDG_CACHE_HOME','b'), ('HOME','c')]: monkeypatch.setenv(nm, str(tmp_path/o))
+    assert D._cache_folder(tmp_path)==tmp_path and D._cache_folder()==tmp_path/'a'
+    monkeypatch.delenv('FASTBYOL_CACHE')
+    assert D._cache_folder()==tmp_path/'b'/'fastbyol'
+    monkeypatch.delenv('XDG_CACHE_HOME')
+    assert D._cache_folder()==tmp_path/'c'/'.cache'/'fastbyol'
+
+def big(fn): return torch.full((3,128,128), int(Path(fn).name)%256, dtype=torch.uint8)
+def test_building_and_opening_take_little_memory(tmp_path):
+    files = [str(i) for i in range(3000)] # 147 MB
+    def get(n=3000):
+        return make(files[:n], size=64, item_size=128, open_fn=big, in_memory='disk', cache_dir=tmp_path, valid_pct=0, bs=2).train.images
+    get(10) # what is loaded once
+    assert peak_mib(get)<70 and peak_mib(get)<70
+    assert get()[::7,0,0,0].tolist()==[i%256 for i in range(0,3000,7)]
 
 # --- few labels
 
-@pytest.mark.parametrize('seed', [0,1,2])
+@pytest.mark.parametrize('seed', [0,1])
 def test_few_labels_are_balanced_of_every_class_and_repeatable(seed):
     labels = np.random.default_rng(0).choice(list('abcd'), 200, p=[.6,.2,.1,.1])
     i = few_labels(range(200), labels, per_class=7, seed=seed)
     assert Counter(labels[i])=={o:7 for o in 'abcd'} and i==sorted(set(i)) and i==few_labels(range(200), labels, per_class=7, seed=seed)
 
 def test_few_labels_differ_between_seeds_and_cover_the_class():
-    labels = [0]*20+[1]*20
-    draws = [few_labels(range(40), labels, per_class=5, seed=s) for s in range(60)]
+    draws = [few_labels(range(40), [0]*20+[1]*20, per_class=5, seed=s) for s in range(60)]
     assert len({tuple(o) for o in draws})>50 and {i for o in draws for i in o}==set(range(40))
 
 @pytest.mark.parametrize('pct,want', [(.01,1),(.1,4),(.5,20)])
@@ -384,40 +694,107 @@ def test_few_labels_takes_tensors_and_functions():
 
 @pytest.mark.parametrize('items,labels,kw,msg', [
     (4,[0,0,0,1],dict(per_class=2),"only 1 of 1.*lower"), (4,[0,0,1,1],dict(),'one of'), (4,[0,0,1,1],dict(per_class=1,pct=.1),'one of'),
-    (4,[0,1],dict(per_class=1),'as many'), (0,[],dict(per_class=1),'empty'), (4,[0,0,1,1],dict(per_class=0),'per_class'),
-    (4,[0,0,1,1],dict(per_class=1.5),'per_class'), (4,[0,0,1,1],dict(pct=0.),'pct'), (4,[0,0,1,1],dict(pct=1.1),'pct'), (4,[0,0,0,1],dict(pct=1.),'only 1')])
+    (4,[0,1],dict(per_class=1),'as many'), (4,[0,0,1,1],dict(per_class=0),'per_class'),
+    (4,[0,0,1,1],dict(pct=0.),'pct'), (4,[0,0,1,1],dict(pct=1.1),'pct')])
 def test_few_labels_errors(items, labels, kw, msg):
     with pytest.raises(ValueError, match=msg): few_labels(range(items), labels, **kw)
 
-def class_folders(path, n=12, classes='ab'):
-    for k,c in enumerate(classes):
-        (path/c).mkdir(parents=True)
-        for i in range(n): Image.new('RGB', (8,8), (k*40,i,0)).save(path/c/f'{i}.png')
-    return path
+# --- labelled folders
 
 def test_what_is_put_aside_is_not_trained_on_and_has_every_class(tmp_path):
     train,test = split_files(class_folders(tmp_path/'x'), test_pct=.25)
     assert not set(train)&set(test) and Counter(f.parent.name for f in test)=={'a':3,'b':3} and len(train)==18
-    assert split_files(tmp_path/'x', test_pct=.25)==(train,test) and split_files(tmp_path/'x', test_pct=.25, seed=1)[1]!=test
+    assert split_files(tmp_path/'x', test_pct=.25)==(train,test)==split_files(find_images(tmp_path/'x'), test_pct=.25)
+    assert split_files(tmp_path/'x', test_pct=.25, seed=1)[1]!=test
 
-def test_a_folder_that_is_split_already_stays_so(tmp_path):
-    class_folders(tmp_path/'train'); class_folders(tmp_path/'val', 3)
+@pytest.mark.parametrize('names', ['train val','train valid','train validation','training testing','Train Val','TRAIN Test','train dev'])
+def test_a_folder_that_is_split_already_stays_so(tmp_path, names):
+    a,b = names.split()
+    class_folders(tmp_path/a)
+    class_folders(tmp_path/b, 3)
     train,test = split_files(tmp_path)
-    assert (len(train),len(test))==(24,6) and all('val' in f.parts for f in test)
+    assert (len(train),len(test))==(24,6) and all(b in f.parts for f in test)
+    assert list(make_labelled(tmp_path).vocab)==['a','b']
 
-def test_two_images_are_enough_for_both_parts(tmp_path):
-    train,test = split_files(class_folders(tmp_path, 2), test_pct=.9); assert [[f.parent.name for f in o] for o in (train,test)]==[['a','b']]*2
+@pytest.mark.parametrize('names', ['train holdout','train_images test_images','fold1 fold2','train','test','train2017 val2017'])
+def test_what_looks_like_a_split_but_is_not_understood_is_asked(tmp_path, names):
+    for o in names.split(): class_folders(tmp_path/o)
+    with pytest.raises(ValueError, match='split, by .*Name the parts'): split_files(tmp_path)
 
-def test_a_class_of_one_image_is_named(tmp_path):
-    class_folders(tmp_path, 4, 'abc'); [(tmp_path/'b'/f'{i}.png').unlink() for i in range(3)]
-    with pytest.raises(ValueError, match='only 1 of b under'): split_files(tmp_path)
+def test_a_class_of_trains_is_no_split(tmp_path):
+    train,_ = split_files(class_folders(tmp_path, classes=['train','bus']))
+    assert {f.parent.name for f in train}=={'train','bus'}
 
-def test_fewer_labelled_images_than_a_batch_are_a_batch(tmp_path):
-    train,test = split_files(class_folders(tmp_path, 10)); dls = labelled_dls(train, 8, valid=test); assert [len(y) for _,y in dls.train]==[14] and [len(y) for _,y in dls.valid]==[6]
-    assert [len(y) for _,y in labelled_dls(train, 8, bs=4, valid=test).train]==[4]*3
+@pytest.mark.parametrize('top', ['','train/'])
+def test_patients_within_classes_are_no_classes(tmp_path, top):
+    for c in 'ab': class_folders(tmp_path/f'{top}{c}', 3, [f'{c}1',f'{c}2'])
+    if top: class_folders(tmp_path/'val', 3)
+    dls = make_labelled(tmp_path)
+    assert list(dls.vocab)==['a','b']
+    files = [*dls.train_ds.items, *dls.valid_ds.items] if not top else list(dls.train_ds.items)
+    with pytest.raises(ValueError, match='pass `label_func`'): make_labelled(files)
+    assert list(make_labelled(files, label_func=lambda f: f.parent.parent.name).vocab)==['a','b']
+
+def test_an_image_beside_the_class_folders_is_named(tmp_path):
+    picture().save(class_folders(tmp_path)/'loose.png')
+    with pytest.raises(ValueError, match='loose.png lies in no folder'): split_files(tmp_path)
+
+@pytest.mark.parametrize('n,pct', [(2,.9),(3,.01)])
+def test_few_images_are_enough_for_both_parts(tmp_path, n, pct):
+    for files in split_files(class_folders(tmp_path, n), test_pct=pct): assert {f.parent.name for f in files}=={'a','b'}
 
 def test_a_split_that_cannot_be_is_an_error(tmp_path):
-    class_folders(tmp_path/'y'/'train'); class_folders(tmp_path/'y'/'val', 3, 'ac')
+    class_folders(tmp_path/'y'/'train')
+    class_folders(tmp_path/'y'/'val', 3, 'ac')
     with pytest.raises(ValueError, match='training lacks: c'): split_files(tmp_path/'y')
+    with pytest.raises(ValueError, match='training lacks: c'): make_labelled(tmp_path/'y'/'train', valid=tmp_path/'y'/'val')
     with pytest.raises(ValueError, match='folder for each class'): split_files(class_folders(tmp_path/'z', classes='a'))
+    with pytest.raises(ValueError, match='only 1 of b'): split_files([*find_images(tmp_path/'z'), tmp_path/'z'/'b'/'0.png'])
     with pytest.raises(ValueError, match='(0,1)'): split_files(tmp_path/'y', test_pct=1)
+
+@places
+def test_labelled_batches_are_the_pixels_and_classes_of_the_files(tmp_path, in_memory):
+    dls = make_labelled(class_folders(tmp_path/'x', 6), in_memory=in_memory, cache_dir=tmp_path/'cache')
+    x,y = (torch.cat(o) for o in zip(*dls.valid))
+    torch.testing.assert_close(x.as_subclass(Tensor), torch.stack([load_square(f, 3, 16) for f in dls.valid_ds.items]).float()/255)
+    assert [dls.vocab[i] for i in y]==[f.parent.name for f in dls.valid_ds.items] and isinstance(y, TensorCategory)
+    assert isinstance(dls.loss_func, CrossEntropyLossFlat) and dls.c==2 and dls.n_inp==1
+    assert isinstance(dls.train, MemoryDL)==(in_memory is not False)
+
+@places
+def test_a_broken_labelled_file_is_left_out_and_named(tmp_path, in_memory):
+    class_folders(tmp_path/'x', 6)
+    for c in 'ab': cut_short(tmp_path/'x'/c/'cut.png')
+    with pytest.warns(UserWarning, match='2 of 14(.|\n)*cut.png') as w: dls = make_labelled(tmp_path/'x', in_memory=in_memory)
+    assert len(w)==1 and sum(len(y) for _,y in dls.valid.new())+len(dls.train_ds)==12
+
+def test_fewer_labelled_images_than_a_batch_are_a_batch(tmp_path):
+    train,test = split_files(class_folders(tmp_path, 10))
+    dls = make_labelled(train, valid=test, bs=64)
+    assert [len(y) for _,y in dls.train]==[14] and [len(y) for _,y in dls.valid]==[6]
+
+def test_few_labels_of_each_class_for_training_and_all_for_validation(tmp_path):
+    dls = make_labelled(class_folders(tmp_path, 10), per_class=3, bs=2)
+    assert Counter(f.parent.name for f in dls.train_ds.items)=={'a':3,'b':3} and len(dls.valid_ds)==4
+
+@places
+def test_random_transforms_are_for_training_only(tmp_path, in_memory):
+    write(tmp_path/'x', 9)
+    for d in (tmp_path/'x').iterdir():
+        if (d/'x').exists(): shutil.rmtree(d/'x')
+        picture(seed=7).save(d/'more.png')
+    dls = make_labelled(tmp_path/'x', in_memory=in_memory, batch_tfms=aug_transforms(), valid_pct=.4, bs=2)
+    assert torch.equal(pixels(dls.valid), pixels(dls.valid)) and not torch.equal(pixels(dls.train), pixels(dls.train))
+
+@places
+def test_a_classifier_is_exported_and_predicts_a_file_or_an_image(tmp_path, in_memory):
+    dls = make_labelled(class_folders(tmp_path/'x', 6), in_memory=in_memory, batch_tfms=aug_transforms())
+    learn = hush(Learner(dls, nn.Sequential(conv_body(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16,2)), path=tmp_path, metrics=accuracy))
+    learn.fit(1)
+    learn.export('m.pkl')
+    assert (tmp_path/'m.pkl').stat().st_size<200_000 # without the images
+    loaded,file = load_learner(tmp_path/'m.pkl'),dls.valid_ds.items[0]
+    label,i,probs = learn.predict(file)
+    for item in (file, str(file), PILImage.create(file)):
+        got = loaded.predict(item)
+        assert got[0]==label in ('a','b') and torch.allclose(got[2], probs, atol=1e-5)
