@@ -8,8 +8,11 @@ Docs: https://fastbyol.github.io/fastbyol/callback.html.md"""
 __all__ = ['target_decay', 'run_step', 'view_size', 'BYOLCallback']
 
 # %% ../nbs/05_callback.ipynb #2f951ddf
+import torch.distributed as dist
 from fastai.vision.all import *
 from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.mixup import MixHandler
+from fastai.callback.tracker import SaveModelCallback,TrackerCallback
 from fastai.callback.training import GradientAccumulation
 from .core import *
 from .views import *
@@ -30,10 +33,10 @@ def target_decay(
 def run_step(
     learn:Learner # in the middle of a training batch
 )->tuple: # (k, K): which optimiser step of the run the batch belongs to, from 0, and of how many
-    "Where the run is, in optimiser steps: what every schedule goes by; right after a resume with `start_epoch`, too"
-    acc = first(cb for cb in learn.cbs if isinstance(cb, GradientAccumulation))
-    per_step = math.ceil(acc.n_acc/(dl_bs(learn.dls.train) or find_bs(learn.yb))) if acc else 1
-    return (learn.epoch*learn.n_iter + learn.iter)//per_step, max(1, learn.n_epoch*learn.n_iter//per_step)
+    "Position in the run, in optimiser steps, for every schedule; right after a resume with `start_epoch`, too"
+    accumulation = first(cb for cb in learn.cbs if isinstance(cb, GradientAccumulation))
+    batches = math.ceil(accumulation.n_acc/(dl_bs(learn.dls.train) or find_bs(learn.yb))) if accumulation else 1
+    return (learn.epoch*learn.n_iter+learn.iter)//batches,max(1, learn.n_epoch*learn.n_iter//batches)
 
 # %% ../nbs/05_callback.ipynb #6e96dfdf
 def view_size(
@@ -41,192 +44,297 @@ def view_size(
     dls:DataLoaders, # the data; `unlabelled_dls` notes what it was asked for
     x:Tensor, # images, (bs, c, h, w)
 )->int: # side of the default views, in pixels
-    "The first that is known of: `size`, the size that `dls` was built for, the shorter side of the images"
+    "The first that is known: `size`, the size that `dls` was built for, the shorter side of the images"
     return size or getattr(dls, 'view_size', None) or min(x.shape[-2:])
 
-# %% ../nbs/05_callback.ipynb #05c55ea7
-def _average_buffers(m):
-    "Give the buffers of `m` their mean over all processes, each of which has batch norm statistics of its own unless they are synchronised"
-    bufs = [o for o in m.buffers() if o.is_floating_point()]
-    if not bufs or num_distrib()<2: return
-    flat = torch.cat([o.flatten() for o in bufs])
-    torch.distributed.all_reduce(flat)
-    torch._foreach_copy_(bufs, [a.view_as(b) for a,b in zip(flat.div_(num_distrib()).split([o.numel() for o in bufs]), bufs)])
+def _average_buffers(module):
+    "Average the batch norm statistics of `module` over all processes"
+    buffers = [o for o in module.buffers() if o.is_floating_point()]
+    if not buffers or num_distrib()<2: return
+    for buffer in buffers: dist.all_reduce(buffer)
+    torch._foreach_div_(buffers, num_distrib())
 
 # %% ../nbs/05_callback.ipynb #c2ab9841
 class BYOLCallback(Callback):
-    "Pretrain a `BYOL` model: two views of each batch, the target's projections as `yb`, one target update per optimiser step"
-    # after autocast has begun (MixedPrecision, 10), so that the target runs in the same precision as the online network, and
-    # after gradients have been unscaled (10) and clipped (11), when it looks at them
+    "Pretrain a `BYOL` model: two views of each batch, the target's projections as `yb`, one target update per step"
+    # within autocast (MixedPrecision, 10), and after gradients have been unscaled (10) and clipped (11)
     order,run_valid = MixedPrecision.order+2,True
     def __init__(self,
         views:tuple=None, # pair of callables (bs,c,h,w) in [0,1] -> the same; None: `byol_views(size)`
-        size:int=None, # side of the default views, in pixels; None: what `unlabelled_dls` was asked for, else that of the images
+        size:int=None, # side of the default views, in pixels; None: that of `unlabelled_dls`, else that of the images
         blur:bool=True, # blur the default views? Never at 32 pixels and less
         tau:float=0.996, # weight kept on the target at the first step, in [0,1]
         tau_end:float=1., # weight kept on the target at the last step, in [0,1]; equal to `tau`: constant
         valid_seed:int=42, # seed of the views in validation, which must be the same every time
+        check_every:int=None, # batches between checks that the loss is finite; None: 1 on a CPU, else 10; see below
     ):
         check_tau(tau); check_tau(tau_end, 'tau_end')
         if views is not None: views = view_pair(views)
         if size is not None: check_view_size(size)
+        if check_every is not None: check_counts(check_every=check_every)
         store_attr()
-        self.labels,self.taus,self._checked,self._cancelled = (),[],False,False
+        self.labels,self.taus,self._checked,self._cancelled,self._trained = (),[],False,False,False
         self._made,self._device = {},torch.device('cpu')
+        self._every,self._kept,self._event,self._quieted = 1,None,None,[]
 
     def before_fit(self):
         model = online_model(self.model)
-        if not isinstance(model, BYOL): raise TypeError(f"`BYOLCallback` trains a `BYOL` model, got {type(model).__name__}: wrap your body with `BYOL(body)`")
+        if not isinstance(model, BYOL):
+            raise TypeError(f"`model` must be a `BYOL`, got {type(model).__name__}: wrap your body with `BYOL(body)`")
         # a dls with labels makes `Learner` take its loss, which is not the one for these targets
         if self.loss_func is getattr(self.dls.train_ds, 'loss_func', None): self.learn.loss_func = BYOLLoss()
-        if self.opt is not None and model.momentum:
-            target = {id(p) for p in model.target.parameters()}
-            if any(id(p) in target for p in self.opt.all_params().itemgot(0)):
-                raise ValueError("The optimiser holds the target's weights, which only `update_target` may change: use a splitter that keeps to parameters with `requires_grad`, as `trainable_params`")
+        _check_cbs(self.learn)
+        _check_opt(self.opt, model)
         norm = find_normalize(self.dls)
         if norm is not None and norm.mean is not None:
-            stats = normalize_stats(norm)
-            self._check_n_in(len(stats[0]))
-            model.set_stats(stats)
+            self._check_n_in(len(normalize_stats(norm)[0]))
+            model.set_stats(normalize_stats(norm))
         self._checked,self._new_run,self._trained = False,True,False
-        # `get_preds` gathers what it calls `targets`, and fastai would warn at each call that the model has something of that name
+        # `get_preds` gathers what it calls `targets`, and fastai would warn that the model has something of that name
         warnings.filterwarnings('ignore', message=r'You are shadowing an attribute \(targets\)')
 
-    def before_train(self):
-        if self._trained: move_images(self.dls) # an epoch has shown how much memory it leaves
-        if not self._new_run: return
-        self._check_bs(online_model(self.model))
+# %% ../nbs/05_callback.ipynb #e7781795
+def _check_cbs(learn):
+    "Name callbacks that cannot work in pretraining, before any work is done"
+    has_valid = len(learn.dls.loaders)>1 and len(learn.dls.valid)
+    no_value = [] if has_valid else ['valid_loss', *[o.name for o in learn.metrics if isinstance(o, AvgMetric)]]
+    for cb in learn.cbs:
+        name,value = type(cb).__name__,vars(cb).get
+        logs = name in ('TensorBoardCallback','TensorBoardProjectorCallback') # without importing tensorboard
+        if isinstance(cb, MixHandler):
+            raise TypeError(f"`{name}` mixes labels, which pretraining does not use: remove it, or mix in `views`")
+        if logs and (value('trace_model') or value('log_preds') or value('projector', True)):
+            raise TypeError(f"`{name}` cannot show pairs of views: pass `trace_model=False, log_preds=False`")
+        tracks = isinstance(cb, TrackerCallback) and cb.monitor in no_value and not value('every_epoch')
+        if tracks or (logs and no_value):
+            raise ValueError(f"`{name}` needs validation images: set `valid_pct` above 0, or `monitor='train_loss'`")
+
+def _check_opt(opt, model):
+    if opt is None or not model.momentum: return
+    target = {id(p) for p in model.target.parameters()}
+    if any(id(p) in target for p,*_ in opt.all_params()):
+        raise ValueError("The optimiser holds weights of the target: use a `splitter` of `trainable_params`")
+
+@patch
+def decodes(self:BYOLLoss, pred):
+    raise TypeError("Predictions of `BYOL` are not labels to show: use `learn.byol.show_views()`")
+
+# %% ../nbs/05_callback.ipynb #a09082c5
+@patch
+def before_train(self:BYOLCallback):
+    if self._trained: move_images(self.dls) # an epoch has shown how much memory it leaves
+    if self._new_run:
+        self._check_bs()
         self.taus,self._new_run = [],False
+    self._begin_checks()
 
-    def _check_bs(self, model):
-        dl = self.dls.train
-        bs,drop,n = dl_bs(dl),dl_attr(dl, 'drop_last'),dl_n(dl)
-        if n is None: return # an iterable dataset
-        if len(dl)==0: raise ValueError(f"There is not one batch to train on ({n} images, bs={bs}): use a smaller `bs`, or more images")
-        if not batch_norms(model): return
-        if bs==1 or (bs and not drop and n%bs==1):
-            raise ValueError(f"`BYOL` needs batches of 2 or more for batch norm, got {'bs=1' if bs==1 else f'a last batch of 1 ({n} images, bs={bs})'}: set `drop_last=True` or a larger `bs`")
+@patch
+def _check_bs(self:BYOLCallback):
+    dl = self.dls.train
+    bs,n = dl_bs(dl),dl_n(dl)
+    if n is None: return # an iterable dataset
+    if not len(dl): raise ValueError(f"Not one batch to train on, {n} images for bs={bs}: use a smaller `bs`")
+    single = bs==1 or (bs and n%bs==1 and not dl_attr(dl, 'drop_last'))
+    if single and batch_norms(online_model(self.model)):
+        raise ValueError("Batch norm needs 2 images, got a last batch of 1: set `drop_last=True` or a larger `bs`")
 
-    def _images(self, xb, dl):
-        "The batch as images in [0,1]"
-        if isinstance(xb, Tensor): raise TypeError("Batches must be tuples such as `(images,)`, got a tensor: let the dataset return tuples")
-        if len(xb)!=1: raise ValueError(f"`BYOLCallback` takes batches of one input, got {len(xb)}: set `n_inp=1` in your data, or pass only the images")
-        if not isinstance(xb[0], Tensor): raise TypeError(f"A batch must hold a tensor of images, got {type(xb[0]).__name__}")
-        return to_unit(xb[0], find_normalize(dl))
+@patch
+def _check_n_in(self:BYOLCallback, n):
+    n_in = online_model(self.model).spec.n_in
+    if n!=n_in: raise ValueError(f"The body takes {n_in} channels, the data has {n}: use `BYOL(arch, n_in={n})`")
 
-    def views_for(self,
-        x:Tensor # images (bs, c, h, w)
-    )->tuple: # (view1, view2), on the device of `x`
-        "The views asked for, or the default ones for images such as `x`, which may grow from one `fit` to the next"
-        if self.views is not None: return self._placed(self.views, x)
-        key = view_size(self.size, self.dls, x),x.shape[1]
-        if key not in self._made: self._made,self._device = {key:byol_views(key[0], n_in=key[1], blur_p=None if self.blur else (0.,0.))},torch.device('cpu')
-        return self._placed(self._made[key], x)
+# %% ../nbs/05_callback.ipynb #f0201907
+@patch
+def views_for(self:BYOLCallback, x):
+    "The pair of views asked for, or the default one for images such as `x`, which may grow from one `fit` to the next"
+    if self.views is not None: return self._placed(self.views, x.device)
+    size,channels = view_size(self.size, self.dls, x),x.shape[1]
+    if (size,channels) not in self._made:
+        views = byol_views(size, n_in=channels, blur_p=None if self.blur else (0.,0.))
+        self._made,self._device = {(size,channels):views},torch.device('cpu')
+    return self._placed(self._made[size,channels], x.device)
 
-    def _placed(self, views, x):
-        "`views` on the device of `x`; kornia goes on drawing on the CPU, where a draw is repeatable and needs no synchronisation"
-        if x.device==self._device: return views
-        for m in views:
-            if not isinstance(m, nn.Module): continue
-            m.to(x.device)
-            for o in m.modules():
-                if hasattr(o, 'set_rng_device_and_dtype'): o.set_rng_device_and_dtype(torch.device('cpu'), torch.float32)
-        self._device = x.device
-        return views
+@patch
+def _placed(self:BYOLCallback, views, device):
+    "`views` on `device`; kornia still draws on the CPU, where a draw is repeatable and nothing waits for it"
+    if device==self._device: return views
+    self._device = device
+    for module in [o for view in views if isinstance(view, nn.Module) for o in view.to(device).modules()]:
+        if hasattr(module, 'set_rng_device_and_dtype'):
+            module.set_rng_device_and_dtype(torch.device('cpu'), torch.float32)
+    return views
 
-    def _check_n_in(self, n):
-        n_in = online_model(self.model).spec.n_in
-        if n!=n_in: raise ValueError(f"The body takes images of {n_in} channels, the data has {n}: build it with `BYOL(arch, n_in={n})`")
+# %% ../nbs/05_callback.ipynb #320da885
+@patch
+def _images(self:BYOLCallback, xb, dl):
+    "The batch as images in [0,1]"
+    if isinstance(xb, Tensor): raise TypeError("Batches must be tuples such as `(images,)`, got a tensor")
+    if len(xb)!=1: raise ValueError(f"Batches must have one input, got {len(xb)}: set `n_inp=1` in your data")
+    return to_unit(xb[0], find_normalize(dl))
 
-    def _check(self, x):
-        "Look at the first images before any work is done with them"
-        model = online_model(self.model)
-        check_unit(x)
-        self._check_n_in(x.shape[1])
-        with fixed_rng(0): vs = make_views(self.views_for(x), x[:4], check=True)
-        for sz in {v.shape[-1] for v in vs if v.shape[-1]==v.shape[-2]}: model.spec.check_size(model.body, sz)
-        torch.clear_autocast_cache() # of casts of the weights that were made without gradient
-        model.view_size,self._checked = vs[0].shape[-1],True
+@patch
+def _check_images(self:BYOLCallback, x):
+    model = online_model(self.model)
+    check_unit(x)
+    self._check_n_in(x.shape[1])
+    with fixed_rng(0): views = make_views(self.views_for(x), x[:4], check=True)
+    for height,width in {view.shape[-2:] for view in views}:
+        if height==width: model.spec.check_size(model.body, width)
+    torch.clear_autocast_cache() # of casts of the weights that were made without gradient
+    model.view_size,self._checked = views[0].shape[-1],True
 
-    def before_batch(self):
-        try: self._swap()
-        except BaseException: # an interrupt, too
-            # fastai would leave autocast on for the rest of the session
-            for cb in self.learn.cbs:
-                if isinstance(cb, MixedPrecision): cb.autocast.__exit__(None, None, None)
-            raise
+# %% ../nbs/05_callback.ipynb #aa08fd7c
+@patch
+def before_batch(self:BYOLCallback):
+    try: self._swap()
+    except BaseException: # an interrupt, too: fastai would leave autocast on for the rest of the session
+        for cb in self.learn.cbs:
+            if isinstance(cb, MixedPrecision): cb.autocast.__exit__(None, None, None)
+        raise
 
-    def _swap(self):
-        # a list of batches, as `summary` makes it, has been through the training loader
-        dl,model = self.dl if hasattr(inner_dl(self.dl), 'after_batch') else self.dls.train,online_model(self.model)
-        x = self._images(self.xb, dl)
-        if not self._checked: self._check(x)
-        self._cancelled,self.labels = False,self.yb
-        if self.training:
-            vs = make_views(self.views_for(x), x)
-            self._keep_buffers(model)
-        else:
-            # of several processes each has batches of its own
-            with fixed_rng(self.valid_seed + self.iter*max(num_distrib(), 1) + rank_distrib()): vs = make_views(self.views_for(x), x)
-        vs = tuple(model.normalize(v) for v in vs)
-        self.learn.xb,self.learn.yb = vs,(model.targets(*vs),)
+@patch
+def _swap(self:BYOLCallback):
+    # a list of batches, as `summary` makes it, has been through the training loader
+    dl = self.dl if hasattr(inner_dl(self.dl), 'after_batch') else self.dls.train
+    model,x = online_model(self.model),self._images(self.xb, dl)
+    if not self._checked: self._check_images(x)
+    self._cancelled,self.labels = False,self.yb
+    if self.training:
+        if self._kept is None: self._begin_checks() # outside of `fit`
+        self._kept.copy()
+        views = make_views(self.views_for(x), x)
+    else: # each of several processes has its batches
+        seed = self.valid_seed + self.iter*max(num_distrib(), 1) + rank_distrib()
+        with fixed_rng(seed): views = make_views(self.views_for(x), x)
+    views = tuple(model.normalize(view) for view in views)
+    self.learn.xb,self.learn.yb = views,(model.targets(*views),)
 
-    def _keep_buffers(self, model):
-        "A copy of the batch norm statistics, which a forward pass with NaN would spoil"
-        bufs = list(model.buffers())
-        if not bufs: self._bufs = [],[]
-        elif getattr(self, '_bufs', None) and len(self._bufs[0])==len(bufs) and all(a is b for a,b in zip(self._bufs[0], bufs)):
-            torch._foreach_copy_(self._bufs[1], bufs)
-        else: self._bufs = bufs,[b.clone() for b in bufs]
+@patch
+def after_cancel_step(self:BYOLCallback): self._cancelled = True
+@patch
+def after_step(self:BYOLCallback):
+    # fastai fires this after a cancelled step, too (float16 overflow), but not while gradients accumulate
+    if self._cancelled: return
+    model = online_model(self.model)
+    self.taus.append(target_decay(*run_step(self.learn), self.tau, self.tau_end))
+    model.update_target(self.taus[-1])
+    if model.momentum and model.target_bn!='own': _average_buffers(model.target)
 
-    def after_loss(self):
-        # of several processes one alone may not stop: the others would wait for it. `before_step` sees what all of them see
-        if self.training and num_distrib()<2 and not self.loss.isfinite(): self._stop(f"The loss is {self.loss.item()}")
+# %% ../nbs/05_callback.ipynb #110e6284
+class _Kept:
+    "Copies of what a batch changes, to put back without asking the device whether to"
+    def __init__(self, tensors):
+        self.now = [o.detach() for o in tensors]
+        self.before = [o.clone() for o in self.now]
+    def copy(self):
+        if self.now: torch._foreach_copy_(self.before, self.now)
+    def put_back(self, unless):
+        for now,before in zip(self.now, self.before): torch.where(unless, now, before, out=now)
 
-    def before_step(self):
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        if grads and not nn.utils.get_total_norm(grads).isfinite(): self._stop("The gradient is not finite")
+def _smooth_on_device(metric, learn):
+    metric.count += 1
+    loss = learn.loss.detach().mean()
+    metric.val = torch.lerp(loss, metric.val.to(loss.device), metric.beta)
 
-    def _restore_buffers(self):
-        if not self._bufs[0]: return
-        with torch.no_grad(): torch._foreach_copy_(*self._bufs)
+def _advance(bar): bar.pbar.update(bar.iter+1)
 
-    def _stop(self, what):
-        self.opt.zero_grad()
-        self._restore_buffers()
-        if hasattr(self.learn, 'lr_finder'): raise CancelFitException() # it looks for the lr at which this happens
-        for cb in self.learn.cbs: getattr(cb, 'restore_kernels', noop)() # `GPUKernels`: after an error fastai calls no `after_fit`
-        raise FloatingPointError(f"{what} at epoch {self.epoch}, batch {self.iter}: training stopped before the step, and the weights are those from before it. "
-            "Likely causes: a learning rate that is too high (lower it, or warm up for longer), float16 overflow (use `to_bf16`), "
-            "or images with NaN (look at your transforms)")
+@patch
+def _begin_checks(self:BYOLCallback):
+    model,scaler = online_model(self.model),getattr(self.learn, 'scaler', None)
+    device = model.mean.device
+    self._every = self.check_every or (1 if device.type=='cpu' else 10)
+    if hasattr(self.learn, 'lr_finder') or (scaler and scaler.is_enabled()): self._every = 1
+    changed = list(model.buffers())
+    if self._every>1:
+        changed += [p for p in model.parameters() if p.requires_grad]
+        if model.momentum: changed += model.target.parameters()
+        self._quiet_fastai()
+    self._kept,self._event = _Kept(changed),None
+    self._bad = torch.full((), -1, device=device) # the first batch of this epoch that is not finite
+    self._arrived = torch.full((), -1, pin_memory=device.type=='cuda') # what the host knows of it
 
-    def after_cancel_step(self):
-        self._cancelled = True
-        if not self.loss.isfinite(): self._restore_buffers() # of several processes with float16, whose scaler leaves such a step out
+@patch
+def _quiet_fastai(self:BYOLCallback):
+    "Keep `Recorder` and the progress bar from reading the loss after each batch"
+    averages = self.learn.cbs.filter(risinstance(Recorder)).attrgot('smooth_loss')
+    bars = self.learn.cbs.filter(risinstance(ProgressCallback))
+    for average in averages: average.accumulate = partial(_smooth_on_device, average)
+    for bar in bars: bar.after_batch = partial(_advance, bar)
+    self._quieted = [(average,'accumulate') for average in averages] + [(bar,'after_batch') for bar in bars]
 
-    def after_step(self):
-        # fastai fires this after a cancelled step, too (float16 overflow); under accumulation it does not come here at all
-        if self._cancelled: return
-        k,n = run_step(self.learn)
-        self.taus.append(target_decay(k, n, self.tau, self.tau_end))
-        model = online_model(self.model)
-        model.update_target(self.taus[-1])
-        if model.momentum and model.target_bn!='own': _average_buffers(model.target)
+def _to_cpu(recorder):
+    "The losses of this epoch to the CPU, in one copy"
+    recent = recorder.losses[-recorder.n_iter:]
+    if recent: recent = torch.stack([o.to(recent[-1].device) for o in recent]).cpu().unbind()
+    recorder.losses[-recorder.n_iter:] = recent
 
-    def after_train(self): self._trained = True
-    def after_fit(self): self.labels,self._bufs = (),None
+# %% ../nbs/05_callback.ipynb #a268d236
+@patch
+def _look(self:BYOLCallback, number):
+    "Note the first batch in which `number` is not finite, in any process"
+    bad = (~number.detach().isfinite()).any().int()
+    if num_distrib()>1 and dist.is_initialized(): dist.all_reduce(bad)
+    self._bad = torch.where((bad>0) & (self._bad<0), self.iter, self._bad)
+    if self._every==1: self._stop(int(self._bad))
 
-    def __getstate__(self):
-        "What an exported learner holds: no batch, and the size of the default views, which its empty data no longer tells"
-        size = self.size or (first(self._made)[0] if self._made else None)
-        return {**self.__dict__, 'labels':(), '_bufs':None, '_made':{}, 'size':size}
+@patch
+def after_loss(self:BYOLCallback):
+    if self.training: self._look(self.loss)
 
-    def show_views(self,
-        n:int=4 # images to show
-    ):
-        "Picture: an image, its view 1, its view 2, for `n` training images"
-        dl = self.dls.train
-        if hasattr(dl, 'new'): dl = dl.new(shuffle=False, drop_last=False, bs=n, num_workers=0) # leaves training's order alone
-        b = first(dl)
-        x = self._images(b[:1] if not isinstance(b, Tensor) else b, self.dls.train)
-        with fixed_rng(self.valid_seed): return show_view_grid(x, self.views_for(x), n)
+@patch
+def before_step(self:BYOLCallback):
+    grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+    if not grads: return
+    self._look(nn.utils.get_total_norm(grads))
+    if self._every==1: return
+    for grad in grads: grad.masked_fill_(self._bad>=0, 0.) # what the optimiser keeps stays finite
+
+@patch
+def after_batch(self:BYOLCallback):
+    if not self.training or self._every==1: return
+    self._kept.put_back(unless=self._bad<0)
+    if (self.iter+1)%self._every: return
+    if self._event: self._event.synchronize() # of `check_every` batches ago
+    self._stop(int(self._arrived.numpy()))
+    self._arrived.copy_(self._bad, non_blocking=True)
+    if self._bad.is_cuda: self._event = torch.cuda.current_stream().record_event()
+
+# %% ../nbs/05_callback.ipynb #1b0d99ed
+@patch
+def _stop(self:BYOLCallback, batch):
+    "End the run because of `batch`, unless it is negative"
+    if batch<0: return
+    self.opt.zero_grad()
+    self._kept.put_back(unless=self._bad<0)
+    if hasattr(self.learn, 'lr_finder'): raise CancelFitException() # it looks for the lr at which this happens
+    for cb in self.learn.cbs: getattr(cb, 'restore_kernels', noop)() # after an error fastai calls no `after_fit`
+    raise FloatingPointError(f"Loss or gradient not finite at epoch {self.epoch}, batch {batch}: "
+                             "lower the learning rate, look for NaN in the images, or leave float16 (`to_bf16`)")
+
+@patch
+def after_train(self:BYOLCallback):
+    self._trained = True
+    if self._every>1:
+        self._stop(int(self._bad)) # between epochs one may wait
+        self.learn.cbs.filter(risinstance(Recorder)).map(_to_cpu)
+    self._every,self._kept = 1,None
+
+@patch
+def after_fit(self:BYOLCallback):
+    for obj,name in self._quieted: vars(obj).pop(name, None)
+    self.labels,self._kept,self._quieted = (),None,[]
+
+@patch
+def __getstate__(self:BYOLCallback):
+    "What an exported learner holds: no batch, and the size of the default views, which its empty data does not tell"
+    size = self.size or (first(self._made)[0] if self._made else None)
+    return {**vars(self), **dict(labels=(), _made={}, _kept=None, _event=None, _quieted=[]), 'size':size}
+
+@patch
+def show_views(self:BYOLCallback, n=4):
+    "Picture: an image, its view 1, its view 2, for `n` training images"
+    dl = self.dls.train
+    if hasattr(dl, 'new'): dl = dl.new(shuffle=False, drop_last=False, bs=n, num_workers=0) # training's order stays
+    batch = first(dl)
+    x = self._images(batch[:1] if not isinstance(batch, Tensor) else batch, self.dls.train)
+    with fixed_rng(self.valid_seed): return show_view_grid(x, self.views_for(x), n)

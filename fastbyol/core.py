@@ -1,4 +1,4 @@
-"""What many rooms need: checks of arguments, looking without touching, data loaders, normalisation, whole files
+"""What many rooms need: argument checks, evaluation mode, data loaders, normalisation, atomic files
 
 Docs: https://fastbyol.github.io/fastbyol/core.html.md"""
 
@@ -46,7 +46,7 @@ def plain_label(
 def eval_mode(
     m:nn.Module # module to look at
 ):
-    "Within the context `m` is in evaluation mode, without gradients; afterwards each submodule has its own mode again"
+    "Put `m` into evaluation mode, without gradients; afterwards each submodule is in its former mode"
     modes = {o:o.training for o in m.modules()}
     try:
         m.eval()
@@ -59,7 +59,7 @@ def eval_mode(
 def fixed_rng(
     seed:int # seed within the context
 ):
-    "Seed python, numpy and torch within the context; afterwards all go on where they were"
+    "Seed python, numpy and torch within the context; afterwards restore their states"
     python_state,numpy_state = random.getstate(),np.random.get_state()
     try:
         acc = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -87,7 +87,7 @@ def inner_dl(
 def dl_attr(
     dl, # data loader of fastai or torch
     *names # of the attribute, which differ between the two
-): # the first of them that there is, or None
+): # the first of them that exists, or None
     "An attribute of a data loader, by any of its names"
     dl = inner_dl(dl)
     return first(getattr(dl, o) for o in names if hasattr(dl, o))
@@ -136,17 +136,18 @@ def check_unit(
     x:Tensor # images (bs, c, h, w)
 ):
     "Raise an error unless `x` is a batch of finite images in [0,1]"
-    if x.ndim!=4: raise ValueError(f"Images are (bs,c,h,w), got {tuple(x.shape)}: give the items one size with `item_tfms=Resize(size)`")
-    if not x.isfinite().all(): raise ValueError("Images hold NaN or infinity: look at the files and at the transforms")
-    lo,hi = x.min().item(),x.max().item()
-    if lo<-.01 or hi>1.01: raise ValueError(f"Views work on images in [0,1], got {lo:.2f} to {hi:.2f}: scale them with `IntToFloatTensor()`, and normalise with `Normalize` in `batch_tfms`, where it can be undone")
+    if x.ndim!=4: raise ValueError(f"Images must be (bs,c,h,w), got {[*x.shape]}: use `item_tfms=Resize(size)`")
+    low,high = x.min().item(),x.max().item()
+    if not math.isfinite(high-low): raise ValueError("Images hold NaN or infinity: check the files and the transforms")
+    if low<-.01 or high>1.01:
+        raise ValueError(f"Images must be in [0,1], got {low:.2f} to {high:.2f}: use `IntToFloatTensor`, `Normalize`")
 
 # %% ../nbs/00_core.ipynb #3d82e320
 @contextmanager
 def whole_file(
     file:Path # file to write
 ):
-    "Gives another name to write to, and then renames: under its own name `file` is whole at any moment, as it was or as it is now"
+    "A temporary name to write to, then renamed: `file` is complete at any moment, the old one or the new one"
     tmp = file.with_name(f'.{file.name}.{os.getpid()}.tmp')
     try:
         yield tmp
@@ -164,13 +165,13 @@ def load_strict(
     sd:dict, # state dict
     what:str='The body', # what is loaded, for the error
 ):
-    "Load every key of `sd` into `m`; a `ValueError` names the first keys that are missing, left over or of another shape"
+    "Load every key of `sd` into `m`; an error names the first key that is missing, unexpected or of another shape"
     have = m.state_dict()
-    missing,extra = [k for k in have if k not in sd],[k for k in sd if k not in have]
-    shapes = [f'{k}: {tuple(sd[k].shape)} instead of {tuple(have[k].shape)}' for k in sd if k in have and sd[k].shape!=have[k].shape]
-    if missing or extra or shapes:
-        parts = [f"{len(o)} {nm}, first {o[0]}" for nm,o in (('missing',missing),('unexpected',extra),('of another shape',shapes)) if o]
-        raise ValueError(f"{what} does not fit {type(m).__name__}: keys {'; '.join(parts)}. Build it with the same `arch`, `n_in`, `small_stem` and `layer`")
+    faults = {'missing':[k for k in have if k not in sd], 'unexpected':[k for k in sd if k not in have]}
+    faults['of another shape'] = [f'{k}: {tuple(sd[k].shape)} instead of {tuple(have[k].shape)}'
+                                  for k in sd if k in have and sd[k].shape!=have[k].shape]
+    found = '; '.join(f'{len(keys)} {fault}, first {keys[0]}' for fault,keys in faults.items() if keys)
+    if found: raise ValueError(f"{what} does not fit, keys {found}: use the same `arch`, `n_in`, `small_stem`, `layer`")
     m.load_state_dict(sd)
 
 # %% ../nbs/00_core.ipynb #c1360c8d
@@ -178,9 +179,9 @@ def with_progress(
     it, # what to go through
     total:int, # how many there are
     comment:str, # beside the bar
-    show:bool=None, # show the bar? None: where somebody watches and there are more than 2,000
+    show:bool=None, # show the bar? None: in a notebook or terminal, for more than 2,000
 ): # iterates over `it`
-    "`it` with a progress bar, unless nobody watches: a log file is no place for a bar"
+    "`it` with a progress bar, but not in a log file"
     if not ifnone(show, total>2000 and (IN_NOTEBOOK or sys.stdout.isatty())): return it
     bar = progress_bar(it, total=total)
     bar.comment = comment # the console's bar does not take it as an argument

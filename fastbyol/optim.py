@@ -39,7 +39,9 @@ class SplitDecay(OptimWrapper):
     @property
     def param_lists(self): return [a['params']+b['params'] for a,b in self._pairs()]
     @property
-    def hypers(self): return [{**h, 'lr':h['lr']/m} for h,m in zip(super().hypers[::2], self.lr_mults)]
+    def hypers(self):
+        numbers = [{k:v for k,v in h.items() if isinstance(v, (int,float))} for h in super().hypers[::2]] # what loggers take
+        return [{**h, 'lr':h['lr']/m} for h,m in zip(numbers, self.lr_mults)]
 
     def _pairs(self): return list(zip(self.opt.param_groups[::2], self.opt.param_groups[1::2]))
     def _set_hyper(self, k, v):

@@ -1,4 +1,4 @@
-"""Two random views of every image, with kornia, on the device, each image with its own draw
+"""Two random views of every image, made on the device, with random parameters for each image
 
 Docs: https://fastbyol.github.io/fastbyol/views.html.md"""
 
@@ -10,7 +10,6 @@ __all__ = ['blur_kernel', 'FusedView', 'ColorJiggle', 'Clip', 'byol_views', 'sho
 # %% ../nbs/02_views.ipynb #78cdda04
 import kornia.augmentation as K
 import kornia.enhance as KE
-from kornia.augmentation import random_generator as KR
 from fastai.vision.all import *
 from .core import *
 
@@ -22,253 +21,225 @@ def blur_kernel(
     return max(3, size//10//2*2+1)
 
 # %% ../nbs/02_views.ipynb #6b0bda57
-def _sum_rows(
-    x:Tensor, # rows to sum, (n, c, rows, d), float32
-    i:Tensor, # which rows, (n or 1, rows of the result, taps)
-    w:Tensor, # their weights, (n or 1, rows of the result, taps)
-)->Tensor: # (n, c, rows of the result, d)
-    "Weighted sums of rows, with rows and weights of its own for each image, and the same for its channels"
-    n,c,h,d = x.shape
-    i = i[:,None] + h*torch.arange(n*c, device=x.device).view(n,c,1,1)
-    w = w[:,None].expand(i.shape).reshape(-1,i.shape[-1])
-    return F.embedding_bag(i.flatten(0,2), x.reshape(-1,d), mode='sum', per_sample_weights=w).view(n,c,-1,d)
+def _sum_rows(x, rows, weights):
+    "Weighted sums of rows of `x` (n, c, height, width), alike for all channels; `rows`, `weights`: (n or 1, out, taps)"
+    n,channels,height,width = x.shape
+    rows = rows[:,None] + height*torch.arange(n*channels, device=x.device).view(n,channels,1,1)
+    weights = weights[:,None].expand(rows.shape).flatten(0,2)
+    sums = F.embedding_bag(rows.flatten(0,2), x.reshape(-1,width), mode='sum', per_sample_weights=weights)
+    return sums.view(n,channels,-1,width)
 
 # %% ../nbs/02_views.ipynb #6f56235d
 def _cubic(x, a=-.5): # `a` as PIL, and torch where it antialiases
     x = x.abs()
     return torch.where(x<1, ((a+2)*x-(a+3))*x*x+1, torch.where(x<2, (((x-5)*x+8)*x-4)*a, 0.))
 
-def _crop_rows(
-    start:Tensor, # first row of each image's crop, (n)
-    length:Tensor, # rows of the crop, (n)
-    n_in:int, # rows of the images
-    n_out:int, # rows of the view
-    flip:Tensor|None=None, # images to flip, (n) of 0 and 1
-)->tuple: # rows and weights, (n, n_out, taps) each
-    "Of which rows of the image each row of the view is made"
+def _crop_rows(start, length, n_in, n_out, flip=None):
+    "The rows of the image that make each row of the view, and their weights: both (n, n_out, taps)"
     scale = (length/n_out)[:,None]
     stretch = scale.clamp(min=1)
-    o = torch.arange(n_out, device=start.device)
-    if flip is not None: o = torch.where(flip[:,None]>.5, n_out-1-o, o)
-    centre = (o+.5)*scale
-    taps = 2*math.ceil(2*max(1,n_in/n_out))+1 # enough for the largest crop, so that no number has to come from the device
-    i = (centre-2*stretch+.5).floor()[...,None] + torch.arange(taps, device=start.device)
-    w = _cubic((i+.5-centre[...,None])/stretch[...,None]) * ((i>=0) & (i<length[:,None,None]))
-    return (i+start[:,None,None]).clamp(0,n_in-1).long(), w/w.sum(-1, keepdim=True)
+    out = torch.arange(n_out, device=start.device)
+    if flip is not None: out = torch.where(flip[:,None]>.5, n_out-1-out, out)
+    centre = (out+.5)*scale
+    taps = 2*math.ceil(2*max(1,n_in/n_out))+1 # for the largest crop: the host need not know the crops
+    first_tap = (centre-2*stretch+.5).floor()[...,None]
+    rows = first_tap + torch.arange(taps, device=start.device)
+    distance = (rows+.5-centre[...,None])/stretch[...,None]
+    inside = (rows>=0) & (rows<length[:,None,None])
+    weights = _cubic(distance)*inside
+    rows = (rows+start[:,None,None]).clamp(0,n_in-1).long()
+    return rows,weights/weights.sum(-1, keepdim=True)
 
 # %% ../nbs/02_views.ipynb #654e42e3
-def _blur_rows(
-    sigma:Tensor, # standard deviation for each image, in pixels, (n)
-    kernel:int, # taps, odd
-    size:int, # rows of the view
-)->tuple: # rows (1, size, kernel) and weights (n, size, kernel)
-    "Of which rows of the view each of its blurred rows is made; kornia's kernel, and its reflection at the border"
-    o = torch.arange(kernel, device=sigma.device)-kernel//2
-    i = (torch.arange(size, device=sigma.device)[:,None]+o).abs()
-    i = torch.where(i<size, i, 2*(size-1)-i)
-    w = (-o**2/(2*sigma[:,None]**2)).softmax(-1)
-    return i[None],w[:,None].expand(-1,size,-1)
+def _blur_rows(sigma, kernel, size):
+    "The rows that make each blurred row (1, size, kernel), by kornia's reflection; their weights (n, size, kernel)"
+    offset = torch.arange(kernel, device=sigma.device)-kernel//2
+    rows = (torch.arange(size, device=sigma.device)[:,None]+offset).abs()
+    rows = torch.where(rows<size, rows, 2*(size-1)-rows)
+    weights = (-offset**2/(2*sigma[:,None]**2)).softmax(-1)
+    return rows[None],weights[:,None].expand(-1,size,-1)
 
 # %% ../nbs/02_views.ipynb #24ce9a5c
-def _colour_map(
-    p:dict # what was drawn
-)->tuple: # L (n, 3, 3), k (n), b (n)
-    "The colours of each image become kLx + (1-k)Lm + b"
-    one,eye,grey,col = torch.ones(3,3),torch.eye(3),torch.tensor([.299,.587,.114]).expand(3,3),lambda o: o[:,None,None]
-    on = p['jitter']
-    b,k,f = (on*(p[f'{o}_factor']-1) for o in ('brightness','contrast','saturation'))
-    f,hue = col(1+f),col(on*p['hue_factor']*2*math.pi)
-    S = f*eye + (1-f)*grey
-    R = hue.cos()*eye + (1-hue.cos())*one/3 + hue.sin()*torch.tensor([[0,-1,1],[1,0,-1],[-1,1,0]])/3**.5
-    place = p['order'].argsort(1)
-    L = torch.where(col(place[:,2]<place[:,3]), R@S, S@R)
-    return torch.where(col(p['gray'])>.5, grey@L, L),1+k,b
+_to_gray = torch.tensor([.299,.587,.114]).expand(3,3)
+_turn_axis = torch.tensor([[0.,-1,1],[1,0,-1],[-1,1,0]])/3**.5
+
+def _colour_map(drawn):
+    "L (n, 3, 3), k (n) and b (n) for what `FusedView.draw` returned"
+    jitter = drawn['jitter'].float()
+    brightness = jitter*drawn['brightness']
+    contrast = 1 + jitter*(drawn['contrast']-1)
+    saturation = (1 + jitter*(drawn['saturation']-1))[:,None,None]
+    angle = (2*math.pi*jitter*drawn['hue'])[:,None,None]
+    saturate = saturation*torch.eye(3) + (1-saturation)*_to_gray
+    turn = angle.cos()*torch.eye(3) + (1-angle.cos())/3 + angle.sin()*_turn_axis
+    mix = torch.where(drawn['hue_first'][:,None,None], saturate@turn, turn@saturate)
+    return torch.where(drawn['gray'][:,None,None], _to_gray@mix, mix),contrast,brightness
 
 # %% ../nbs/02_views.ipynb #6f191d9b
-_cpu = torch.device('cpu')
+def _between(uniform, low, high): return low + (high-low)*uniform
 
-class _FusedGenerator(KR.RandomGeneratorBase):
-    "Draws all parameters of a view, for each image, by kornia's generators but always on the CPU"
-    def __init__(self, size, scale, ratio, p, jitter, sigma):
-        super().__init__()
-        # no submodules: kornia would have them draw on the device that the view is moved to
-        self.draw = KR.ResizedCropGenerator((size,size), scale, ratio),KR.ColorJiggleGenerator(*jitter),KR.RandomGaussianBlurGenerator(sigma)
-        self.p = p
-
-    def set_rng_device_and_dtype(self, device=None, dtype=None):
-        self.device,self.dtype = _cpu,torch.float32
-        for o in self.draw: o.set_rng_device_and_dtype(_cpu, torch.float32)
-
-    def forward(self, batch_shape, same_on_batch=False):
-        n = batch_shape[0]
-        u = torch.rand(1 if same_on_batch else n, len(self.p)+4).expand(n,-1)
-        on = (u[:,4:] < tensor(list(self.p.values()))).float()
-        res = merge(*[o(batch_shape, same_on_batch) for o in self.draw], dict(zip(self.p, on.unbind(1))))
-        return {**res, 'order':u[:,:4].argsort(1)} # kornia's is one for the whole batch
-
-    def __repr__(self): return ', '.join([*map(repr, self.draw), f'p={self.p}'])
+def _draw_crops(uniform, height, width, scale, ratio):
+    "Of ten sizes the first that fits, else as much of the image as `ratio` allows; from (n, 22) numbers in [0,1)"
+    area = height*width*_between(uniform[:,:10], *scale)
+    shape = _between(uniform[:,10:20], math.log(ratio[0]), math.log(ratio[1])).exp()
+    widths = F.pad((area*shape).sqrt().round(), (0,1), value=min(width, max(1, round(height*ratio[1]))))
+    heights = F.pad((area/shape).sqrt().round(), (0,1), value=min(height, max(1, round(width/ratio[0]))))
+    fits = (widths>=1) & (widths<=width) & (heights>=1) & (heights<=height)
+    first_fit = fits.int().argmax(1, keepdim=True)
+    crop_width,crop_height = widths.gather(1, first_fit)[:,0],heights.gather(1, first_fit)[:,0]
+    left = (uniform[:,20]*(width-crop_width+1)).floor()
+    top = (uniform[:,21]*(height-crop_height+1)).floor()
+    return dict(left=left, top=top, width=crop_width, height=crop_height)
 
 # %% ../nbs/02_views.ipynb #1f3e2488
-class FusedView(K.AugmentationBase2D):
-    "Random crop, flip, blur, colour jitter, grayscale and solarisation of a batch in one step, every parameter drawn per image"
+class FusedView(nn.Module):
+    "Random crop, flip, blur, colour jitter, grayscale and solarisation in a few steps for the whole batch"
     def __init__(self,
-        size:int, # side of the view, in pixels
+        size:int, # side of the view, in pixels, at least 8
         scale:tuple=(.08,1.), # part of the image's area that a crop covers
         ratio:tuple=(3/4,4/3), # width over height of a crop
         flip_p:float=.5, # probability of a horizontal flip
-        jitter:tuple=(.4,.4,.2,.1), # strength of brightness, contrast, saturation, hue; the last two need 3 channels unless 0
+        jitter:tuple=(.4,.4,.2,.1), # strength of brightness, contrast, saturation, hue; the last two need 3 channels
         jitter_p:float=.8, # probability of colour jitter
         gray_p:float=.2, # probability of grayscale; needs 3 channels unless 0
-        blur_p:float=0., # probability of blur
-        kernel:int=None, # taps of the blur, odd; `blur_kernel(size)` is DeepMind's
-        sigma:tuple=(.1,2.), # standard deviation of the blur, in pixels
-        solarize_p:float=0., # probability of solarisation
-        threshold:float=.5, # values from here on are inverted by solarisation
-        stats:tuple=None, # (means, standard deviations) per channel to normalise with, folded into the rest; None: the view is in [0,1]
-        same_on_batch:bool=False, # one draw for the whole batch
+        blur_p:float=0., # probability of blur, with a kernel of `blur_kernel(size)`
+        sigma:tuple=(.1,2.), # standard deviation of the blur, in pixels, above 0
+        solarize_p:float=0., # probability of solarisation, which inverts values from .5 on
     ):
-        super().__init__(p=1., same_on_batch=same_on_batch)
-        p = dict(flip=flip_p, jitter=jitter_p, gray=gray_p, blur=blur_p, solarize=solarize_p)
-        if not isinstance(size, int) or size<1: raise ValueError(f"`size` must be a whole number of pixels, got {size!r}")
-        for k,o in p.items():
-            if not 0<=o<=1: raise ValueError(f"`{k}_p` is a probability in [0,1], got {o}")
-        if len(jitter)!=4: raise ValueError(f"`jitter` is the strengths of brightness, contrast, saturation and hue, got {len(jitter)} numbers")
-        if blur_p and not (isinstance(kernel, int) and kernel%2 and 1<=kernel<2*size):
-            raise ValueError(f"`kernel` must be odd and less than twice the size for a blur, got {kernel}: take `blur_kernel({size})`")
-        if not 0<sigma[0]<=sigma[1]: raise ValueError(f"`sigma` is a range above 0, got {sigma}")
-        self._param_generator = _FusedGenerator(size, scale, ratio, p, jitter, sigma)
-        self.flags = dict(size=size, kernel=kernel, threshold=threshold, stats=stats, jitter=tuple(jitter))
-        self._colour = bool(gray_p or jitter_p and any(jitter[2:]))
-        self._jitter = bool(jitter_p and any(jitter))
-        for k,o in zip(('mean','std'), stats or ((0.,),(1.,))): self.register_buffer(k, torch.tensor(o).view(1,-1,1,1), persistent=False)
+        super().__init__()
+        self.size,self.scale,self.ratio = check_view_size(size),scale,ratio
+        brightness,contrast,saturation,hue = jitter
+        self.p = dict(flip=flip_p, jitter=jitter_p, gray=gray_p, blur=blur_p, solarize=solarize_p)
+        self.ranges = dict(brightness=(-brightness,brightness), contrast=(max(0,1-contrast),1+contrast),
+                           saturation=(max(0,1-saturation),1+saturation), hue=(-hue,hue), sigma=sigma)
+        self.colour = bool(gray_p or jitter_p and (saturation or hue))
+        if not all(0<=p<=1 for p in self.p.values()): raise ValueError(f"A probability must be in [0,1], got {self.p}")
 
-    def set_rng_device_and_dtype(self, device, dtype): super().set_rng_device_and_dtype(_cpu, torch.float32)
+    def extra_repr(self): return ', '.join(f'{o}={getattr(self,o)}' for o in ('size','scale','ratio','p','ranges'))
 
-    @torch.no_grad()
-    def apply_transform(self, input, params, flags, transform=None):
-        with torch.autocast(input.device.type, enabled=False): return self._view(input.float(), params, **flags).to(input.dtype)
+    def draw(self, n, height, width):
+        "All that is random in a view of `n` images of `height` × `width` pixels: a number for each, by name"
+        uniform = torch.rand(n, 33)
+        columns = iter(uniform[:,22:].unbind(1))
+        applied = {name:next(columns)<p for name,p in self.p.items()}
+        strengths = {name:_between(next(columns), *limits) for name,limits in self.ranges.items()}
+        return dict(**_draw_crops(uniform, height, width, self.scale, self.ratio), **applied, **strengths,
+                    hue_first=next(columns)<.5)
 
 # %% ../nbs/02_views.ipynb #cae625a0
+def _to_device(drawn, device):
+    "All that the device needs, by name, in one copy that nothing waits for"
+    mix,contrast,brightness = _colour_map(drawn)
+    # which images to blur and to solarise: those drawn for it come first
+    blur,solarize = (drawn[name].int().argsort(descending=True, stable=True) for name in ('blur','solarize'))
+    columns = {**drawn, **dict(contrast=contrast, brightness=brightness, blur=blur, solarize=solarize)}
+    packed = torch.cat([torch.stack(list(columns.values()), 1), mix.flatten(1)], 1)
+    if device.type=='cuda': packed = packed.pin_memory()
+    packed = packed.to(device, non_blocking=True)
+    return dict(zip(columns, packed.unbind(1)), mix=packed[:,-9:].view(-1,3,3))
+
+def _check_channels(n):
+    if n!=3: raise ValueError(f"These views need images of 3 channels, got {n}: use `byol_views(size, n_in={n})`")
+
 @patch
-def _view(self:FusedView, x, p, size, kernel, threshold, stats, jitter, **_): # a container of kornia has flags of its own
-    n,c,h,w = x.shape
-    if self._colour and c!=3: raise ValueError(f"Saturation, hue and grayscale need images of 3 channels, got {c}: pass `jitter={(*jitter[:2],0.,0.)}, gray_p=0.`")
-    if not n: return x.new_zeros(n,c,size,size)
-    src,(L,k,b) = p['src'],_colour_map(p)
-    # all that the device needs in one go, without waiting for it
-    small = torch.cat([src[:,0], src[:,2]-src[:,0]+1, torch.stack([p['flip'],p['sigma'],k,b], 1), L.flatten(1)], 1).to(x.device, non_blocking=True)
-    x0,y0,bw,bh,flip,sigma,k,b = small[:,:8].unbind(1)
-    blur,sol = (p[o].nonzero().flatten().to(x.device, non_blocking=True) for o in ('blur','solarize'))
-    taps = _blur_rows(sigma[blur], kernel, size) if len(blur) else None
-    def blurred(x):
-        if not len(blur): return x
-        if len(blur)==n: return _sum_rows(x, *taps)
-        x[blur] = _sum_rows(x[blur], *taps)
-        return x
-    y = blurred(_sum_rows(x, *_crop_rows(y0, bh, h, size))) # (n, c, size, w)
-    y = y.permute(0,3,1,2).reshape(n,1,w,-1)
-    y = blurred(_sum_rows(y, *_crop_rows(x0, bw, w, size, flip))) # (n, 1, size, c*size), the columns first
-    y = y.view(n,size,c,size).permute(0,2,3,1).reshape(n,c,-1)
-    mean,std = self.mean.float()[...,0],self.std.float()[...,0]
-    if self._jitter or self._colour:
-        L,k,b = small[:,8:].view(n,3,3),k[:,None,None],b[:,None,None]
-        m = y.mean(2)
-        if self._colour:
-            m = (L*m[:,None]).sum(2) # rather than a matrix product, which may be of low precision
-            y = _sum_rows(y[:,None], torch.arange(3, device=x.device).expand(1,3,3), k*L/std)[:,0]
-        else: y.mul_(k/std)
-        y.add_(((1-k)*m[...,None]+b-mean)/std)
-    elif stats: y.sub_(mean).div_(std)
-    lo,hi = ((o-mean)/std for o in (0.,1.)) if stats else (0.,1.)
-    y.clamp_(lo, hi)
-    if len(sol):
-        z = y[sol]
-        y[sol] = torch.where(z<lo+threshold*(hi-lo), z, lo+hi-z)
-    return y.view(n,c,size,size)
+@torch.no_grad()
+def forward(self:FusedView, x, drawn=None):
+    "A view of each image, (n, c, size, size) in [0,1], made in float32 of what `draw` returned or now draws"
+    n,channels,height,width = x.shape
+    if self.colour: _check_channels(channels)
+    if drawn is None: drawn = self.draw(n, height, width)
+    n_blurred,n_solarized = (drawn[name].tolist().count(True) for name in ('blur','solarize'))
+    with torch.autocast(x.device.type, enabled=False):
+        params = _to_device(drawn, x.device)
+        view = self._recolour(self._crop(x.float(), params, n_blurred), params).clamp_(0,1)
+        chosen = params['solarize'][:n_solarized].long()
+        if n_solarized: view[chosen] = torch.where((some:=view[chosen])<.5, some, 1-some)
+    return view.view(n,channels,self.size,self.size).to(x.dtype)
+
+# %% ../nbs/02_views.ipynb #00d91da2
+@patch
+def _crop(self:FusedView, x, params, n_blurred):
+    "Crop, flip and blur, first along the height, then along the width: (n, c, size²)"
+    n,channels,height,width = x.shape
+    blurred = slice(None) if n_blurred==n else params['blur'][:n_blurred].long()
+    taps = _blur_rows(params['sigma'][blurred], blur_kernel(self.size), self.size)
+    x = _sum_rows(x, *_crop_rows(params['top'], params['height'], height, self.size))
+    if n_blurred: x[blurred] = _sum_rows(x[blurred], *taps)
+    x = x.permute(0,3,1,2).reshape(n,1,width,-1) # a column of all channels is a row: long rows are summed faster
+    x = _sum_rows(x, *_crop_rows(params['left'], params['width'], width, self.size, params['flip']))
+    if n_blurred: x[blurred] = _sum_rows(x[blurred], *taps)
+    return x.view(n,self.size,channels,self.size).permute(0,2,3,1).reshape(n,channels,-1)
+
+@patch
+def _recolour(self:FusedView, x, params):
+    "Brightness, contrast, saturation, hue and grayscale"
+    contrast,brightness,mix = params['contrast'][:,None,None],params['brightness'][:,None,None],params['mix']
+    mean = x.mean(2)
+    if self.colour:
+        mean = (mix*mean[:,None]).sum(2) # a matrix product may be of low precision
+        x = _sum_rows(x[:,None], torch.arange(3, device=x.device).expand(1,3,3), contrast*mix)[:,0]
+    else: x = x*contrast
+    return x.add_((1-contrast)*mean[...,None] + brightness)
 
 # %% ../nbs/02_views.ipynb #80054af1
-class _JiggleGenerator(KR.ColorJiggleGenerator):
-    def forward(self, batch_shape, same_on_batch=False):
-        params = super().forward(batch_shape, same_on_batch)
-        n = batch_shape[0]
-        order = torch.rand(1 if same_on_batch else n, 4).argsort(1).expand(n, 4)
-        return {**params, 'order':order}
-
 def _contrast(x, factor):
     mean = x.mean((-2,-1), keepdim=True)
     return (mean + (x-mean)*factor.view(-1,1,1,1).to(x)).clamp(0,1)
 
+_jiggles = dict(brightness=lambda x,factor: KE.adjust_brightness(x, factor-1), contrast=_contrast,
+                saturation=KE.adjust_saturation, hue=lambda x,shift: KE.adjust_hue(x, shift*2*math.pi))
+
 class ColorJiggle(K.ColorJiggle):
     "kornia's `ColorJiggle` as in DeepMind's release: order drawn per image, contrast about each channel's mean"
-    _ops = (('brightness_factor', lambda x,f: KE.adjust_brightness(x, f-1)), ('contrast_factor', _contrast),
-            ('saturation_factor', KE.adjust_saturation), ('hue_factor', lambda x,f: KE.adjust_hue(x, f*2*math.pi)))
-
-    def __init__(self,
-        brightness:float=0., # added: U(-brightness, brightness)
-        contrast:float=0., # factor: U(1-contrast, 1+contrast)
-        saturation:float=0., # factor: U(1-saturation, 1+saturation); needs 3 channels unless 0
-        hue:float=0., # shift, as a part of the full circle: U(-hue, hue); needs 3 channels unless 0
-        p:float=1., # probability, drawn per image
-        **kwargs # further arguments of kornia's `ColorJiggle`
-    ):
-        super().__init__(brightness, contrast, saturation, hue, p=p, **kwargs)
-        self._param_generator = _JiggleGenerator(brightness, contrast, saturation, hue)
+    def generate_parameters(self, batch_shape):
+        return {**super().generate_parameters(batch_shape), 'order':torch.rand(batch_shape[0], 4).argsort(1)}
 
     def apply_transform(self, input, params, flags, transform=None):
-        out,used = input.clone(),[bool(o) for o in (self.brightness,self.contrast,self.saturation,self.hue)]
+        if self.saturation or self.hue: _check_channels(input.shape[1])
+        out = input.clone()
         for step in params['order'].unbind(1): # what each image does first, second, third and last
-            for i,(name,f) in enumerate(self._ops):
-                rows = (step==i).nonzero().flatten()
-                if used[i] and len(rows):
-                    r = rows.to(out.device, non_blocking=True)
-                    out[r] = f(out[r], params[name][rows])
+            for i,(name,operation) in enumerate(_jiggles.items()):
+                chosen = (step==i).nonzero().flatten()
+                if not getattr(self, name) or not len(chosen): continue
+                rows = chosen.to(out.device, non_blocking=True)
+                out[rows] = operation(out[rows], params[f'{name}_factor'][chosen])
         return out
 
-# %% ../nbs/02_views.ipynb #2f65f2f8
 class Clip(nn.Module):
     "Clip images to [0,1]: bicubic resampling overshoots"
     def forward(self, x): return x.clamp(0, 1)
 
-_warned = set()
-def _warn_once(msg):
-    if msg not in _warned:
-        _warned.add(msg)
-        warnings.warn(msg)
+def _kornia_view(size, jitter, gray_p, blur_p, solarize_p,
+                 scale=(.08,1.), ratio=(3/4,4/3), flip_p=.5, jitter_p=.8, sigma=(.1,2.)):
+    "What `FusedView` does, by kornia's operations one after the other"
+    crop = K.RandomResizedCrop((size,size), scale=scale, ratio=ratio, resample='bicubic', cropping_mode='resample')
+    # kornia's defaults would draw a threshold, and add: the paper inverts what is above one half
+    solarize = K.RandomSolarize(thresholds=(.5,.5), additions=(0.,0.), p=solarize_p)
+    others = [K.RandomHorizontalFlip(p=flip_p), ColorJiggle(*jitter, p=jitter_p), K.RandomGrayscale(p=gray_p),
+              K.RandomGaussianBlur(blur_kernel(size), sigma, p=blur_p), solarize]
+    return nn.Sequential(crop, Clip(), *[o for o in others if o.p], Clip())
 
 # %% ../nbs/02_views.ipynb #24d40bf6
+@delegates(FusedView)
 def byol_views(
-    size:int, # side of the views, in pixels
+    size:int, # side of the views, in pixels, at least 8
     n_in:int=3, # channels of the images; operations that need 3 are left out for other numbers
-    scale:tuple=(.08,1.), # part of the image's area that a crop covers
-    ratio:tuple=(3/4,4/3), # width over height of a crop
-    flip_p:float=.5, # probability of a horizontal flip
     jitter:tuple=(.4,.4,.2,.1), # strength of brightness, contrast, saturation, hue
-    jitter_p:float=.8, # probability of colour jitter
     gray_p:float=.2, # probability of grayscale
-    blur_p:tuple|None=None, # probability of blur in view 1 and view 2; None: (1, .1), and no blur at 32 pixels and less
-    sigma:tuple=(.1,2.), # standard deviation of the blur, in pixels
+    blur_p:tuple|None=None, # probability of blur in view 1 and view 2; None: (1, .1), but no blur up to 32 pixels
     solarize_p:tuple=(0.,.2), # probability of solarisation in view 1 and view 2
-    symmetric:bool=False, # both views from one pipeline, whose probabilities are the means of the two
-    fused:bool=True, # a `FusedView` each, several times as quick as kornia's operations one after the other, which False takes
+    symmetric:bool=False, # one pipeline for both views, whose probabilities are the means of the two
+    fused:bool=True, # False: kornia's operations one after the other, several times slower than a `FusedView`
+    **kwargs
 )->tuple: # (view1, view2), `nn.Module`s from (bs, n_in, h, w) to (bs, n_in, size, size), both in [0,1]
     "The paper's two pipelines (arXiv:2006.07733, appendix B), every parameter drawn per image"
-    check_view_size(size)
-    if blur_p is None: blur_p = (1.,.1) if size>32 else (0.,0.)
-    if symmetric: blur_p,solarize_p = ((sum(o)/2,)*2 for o in (blur_p,solarize_p))
+    if blur_p is None: blur_p = (1.,.1) if check_view_size(size)>32 else (0.,0.)
+    if symmetric: blur_p,solarize_p = [sum(blur_p)/2]*2,[sum(solarize_p)/2]*2
     if n_in!=3:
         jitter,gray_p = (*jitter[:2],0.,0.),0.
-        _warn_once(f"Images have {n_in} channel{'s' if n_in>1 else ''}: views leave out saturation, hue and grayscale, which need 3")
-    if fused: return tuple(FusedView(size, scale, ratio, flip_p, jitter, jitter_p, gray_p, b, blur_kernel(size), sigma, s) for b,s in zip(blur_p, solarize_p))
-    def view(blur_p, solarize_p):
-        ops = [K.RandomResizedCrop((size,size), scale=scale, ratio=ratio, resample='bicubic', cropping_mode='resample'), Clip()]
-        if flip_p: ops.append(K.RandomHorizontalFlip(p=flip_p))
-        if jitter_p and any(jitter): ops.append(ColorJiggle(*jitter, p=jitter_p))
-        if gray_p: ops.append(K.RandomGrayscale(p=gray_p))
-        if blur_p: ops.append(K.RandomGaussianBlur(blur_kernel(size), sigma, p=blur_p))
-        # kornia's defaults would draw a threshold, and add: the paper inverts what is above one half
-        if solarize_p: ops.append(K.RandomSolarize(thresholds=(.5,.5), additions=(0.,0.), p=solarize_p))
-        return nn.Sequential(*ops, Clip())
-    return tuple(view(*o) for o in zip(blur_p, solarize_p))
+        warnings.warn(f"Views of {n_in}-channel images leave out saturation, hue and grayscale, which need 3 channels")
+    make = partial(FusedView if fused else _kornia_view, check_view_size(size), jitter=jitter, gray_p=gray_p, **kwargs)
+    return tuple(make(blur_p=b, solarize_p=s) for b,s in zip(blur_p, solarize_p))
 
 # %% ../nbs/02_views.ipynb #395d84db
 def show_view_grid(
@@ -276,17 +247,14 @@ def show_view_grid(
     views:tuple, # pair of callables
     n:int=4, # how many images to show
     figsize:tuple=None, # size of the figure, in inches
-):
+): # the figure
     "A row per image: the image, its view 1, its view 2"
     x = x[:n]
-    cols = [x, *[v(x) for v in views]]
     fig,axs = plt.subplots(len(x), 3, figsize=figsize or (4.5,1.5*len(x)), squeeze=False)
-    for row,ims in zip(axs, zip(*cols)):
-        for ax,im in zip(row, ims):
-            im = im.detach().float().cpu().clamp(0,1)
-            im = im[:3].permute(1,2,0) if len(im)>=3 else im[0] # of many channels, the first three
-            ax.imshow(im, cmap='gray', vmin=0, vmax=1); ax.axis('off')
-    for ax,t in zip(axs[0], ('image','view 1','view 2')): ax.set_title(t, fontsize=9)
+    for column,images,title in zip(axs.T, [x, *[view(x) for view in views]], ('image','view 1','view 2')):
+        column[0].set_title(title, fontsize=9)
+        for ax,image in zip(column, images.float().cpu().clamp(0,1)):
+            show_image(image[:3 if len(image)>=3 else 1], ax=ax, cmap='gray', vmin=0, vmax=1) # of many channels three
     fig.tight_layout(pad=.3)
     return fig
 
@@ -295,24 +263,28 @@ def view_pair(
     views # a pair of callables, or one for both views
 )->tuple: # pair of callables
     "Check that `views` is a pair of callables; a single one serves for both"
-    if callable(views) and not isinstance(views, (tuple,list)): return views,views
-    if isinstance(views, (tuple,list,nn.ModuleList)) and len(views)==2 and all(map(callable, views)): return tuple(views)
-    raise TypeError(f"`views` must be a pair of callables from (bs,c,h,w) in [0,1] to the same, got {views!r:.200}")
+    if isinstance(views, (tuple,list,nn.ModuleList)):
+        if len(views)==2 and all(map(callable, views)): return tuple(views)
+    elif callable(views): return views,views
+    raise TypeError(f"`views` must be a pair of callables from (bs,c,h,w) in [0,1] to the same, got {views!r:.40}")
 
-# %% ../nbs/02_views.ipynb #c1f4afce
+def _check_view(view, x, name):
+    if not isinstance(view, Tensor): raise TypeError(f"{name} must return a tensor, got {type(view).__name__}")
+    if view.dtype!=x.dtype: raise TypeError(f"{name} must keep the dtype {x.dtype}, got {view.dtype}: convert it back")
+    if view.ndim!=4 or view.shape[:2]!=x.shape[:2]:
+        raise ValueError(f"{name} must keep the number of images and channels, got {[*view.shape]} for {[*x.shape]}")
+    low,high = view.min().item(),view.max().item() # NaN where any number is
+    if not (low>=-.1 and high<=1.1):
+        raise ValueError(f"{name} must be in [0,1], got {low:.2f} to {high:.2f}: leave `Normalize` out of it")
+
 def make_views(
     views:tuple, # pair of callables
     x:Tensor, # images (bs, c, h, w) in [0,1], float32
     check:bool=False, # check what the views return
 )->tuple: # (v1, v2)
     "Both views of `x`, in float32 and without gradients"
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False): vs = tuple(v(x) for v in views)
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        made = tuple(view(x) for view in views)
     if check:
-        for i,v in enumerate(vs, 1):
-            nm = f'view {i}'
-            if not isinstance(v, Tensor): raise TypeError(f"A view returns a tensor, {nm} returned {type(v).__name__}")
-            if v.dtype!=x.dtype: raise TypeError(f"A view keeps the dtype {x.dtype}, {nm} returned {v.dtype}: convert it back")
-            if v.ndim!=4 or v.shape[:2]!=x.shape[:2]: raise ValueError(f"A view keeps the number of images and channels, {nm} made {tuple(v.shape)} of {tuple(x.shape)}")
-            if not v.isfinite().all(): raise ValueError(f"A view returns finite numbers, {nm} returned NaN or infinity")
-            if v.min()<-.1 or v.max()>1.1: raise ValueError(f"A view returns images in [0,1], {nm} returned {v.min():.2f} to {v.max():.2f}: leave `Normalize` out of the views, it is done once, after them")
-    return vs
+        for i,view in enumerate(made, 1): _check_view(view, x, f'View {i}')
+    return made

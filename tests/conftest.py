@@ -67,7 +67,7 @@ def mirror(x): return x.flip(-1)
 
 def byol_learn(dls=None, model=None, cbs=None, loss_func=None, views=(same,mirror), tau=.9, **kw):
     "A `Learner` that pretrains a small `BYOL`, silent, with fixed views"
-    cb_kw = {k:kw.pop(k) for k in ('size','tau_end','valid_seed') if k in kw}
+    cb_kw = {k:kw.pop(k) for k in ('size','tau_end','valid_seed','check_every') if k in kw}
     learn = Learner(dls or image_dls(noise(32)), model or small_byol(), loss_func=loss_func or BYOLLoss(),
                     cbs=[BYOLCallback(views=views, tau=tau, **cb_kw), *L(cbs)], **kw)
     return hush(learn)

@@ -333,7 +333,7 @@ def test_a_recipe_for_the_data_at_hand():
 def test_views_are_not_blurred_where_the_recipe_says_so():
     for blur in (True,False):
         learn = hush(byol_learner(image_dls(noise(32,48)), conv_body(), recipe=recipe(1, 8, blur=blur), **quick)); learn.fit_byol()
-        assert [v._param_generator.p['blur']>0 for v in first(learn.byol._made.values())]==[blur]*2
+        assert [v.p['blur']>0 for v in first(learn.byol._made.values())]==[blur]*2
 
 @pytest.mark.parametrize('kw,exc,msg', [
     (lambda: dict(recipe=recipe(4, 16)), ValueError, r'bs=8.*recipe\(4, 8\).*effective_bs=16'), (lambda: dict(recipe='nette'), ValueError, 'imagenette'),
