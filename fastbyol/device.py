@@ -58,15 +58,16 @@ class DeviceMixedPrecision(MixedPrecision):
         learn.mixed_precision,learn.precision = other,AMPMode(other.amp_mode).value
 
 # %% ../nbs/08_device.ipynb #8f9e392c
-def _float32_settings():
-    try: return torch.backends.cudnn.allow_tf32,torch.get_float32_matmul_precision()
-    except RuntimeError: return None # `fp32_precision` is in use, and torch does not allow both
+def _kernel_settings():
+    cudnn = torch.backends.cudnn
+    try: return cudnn.benchmark,cudnn.allow_tf32,torch.get_float32_matmul_precision()
+    except RuntimeError: return cudnn.benchmark,None,None # `fp32_precision` is in use, which excludes the other two
 
-def _set_kernels(benchmark, float32):
+def _set_kernels(benchmark, conv_tf32, matmul):
     torch.backends.cudnn.benchmark = benchmark
-    if float32 is None: return
-    torch.backends.cudnn.allow_tf32 = float32[0]
-    torch.set_float32_matmul_precision(float32[1])
+    if matmul is None: return
+    torch.backends.cudnn.allow_tf32 = conv_tf32
+    torch.set_float32_matmul_precision(matmul)
 
 class GPUKernels(Callback):
     "During a fit, cuDNN chooses its algorithms by trial, and float32 products are TF32 or not"
@@ -76,9 +77,8 @@ class GPUKernels(Callback):
     ): self.tf32,self._before = tf32,None
     def before_fit(self):
         self.after_fit() # an error may have ended the last fit
-        float32 = _float32_settings()
-        self._before = torch.backends.cudnn.benchmark,float32
-        _set_kernels(True, float32 and (self.tf32, 'high' if self.tf32 else 'highest'))
+        self._before = _kernel_settings()
+        _set_kernels(True, self.tf32, self._before[2] and ('high' if self.tf32 else 'highest'))
     def after_fit(self):
         if self._before is not None: _set_kernels(*self._before)
         self._before = None
@@ -89,7 +89,7 @@ def _device(learn): # torch's loaders have none
 
 @patch
 def set_precision(self:Learner,
-    precision:str='auto' # 'fp32', 'channels_last', 'bf16', 'tf32', 'fp16' (GPU only both), or 'auto': `best_precision`
+    precision:str='auto' # 'fp32', 'channels_last', 'bf16', on a GPU 'tf32' or 'fp16', or 'auto': `best_precision`
 )->Learner: # itself
     "Train in `precision` and the layout that goes with it; `self.precision` says which it is"
     model,device = online_model(self.model),_device(self)
@@ -104,7 +104,7 @@ def set_precision(self:Learner,
     self.precision = precision
     return self
 
-# %% ../nbs/08_device.ipynb #f863f52e
+# %% ../nbs/08_device.ipynb #7bd1c1cb
 _hooks = 'forward','forward_pre','backward','backward_pre'
 
 def why_no_graphs(
@@ -119,7 +119,7 @@ def why_no_graphs(
         if getattr(m, 'grad_checkpointing', False): return f'`{name}` uses gradient checkpointing'
     if first(model.parameters()).device.type!='cuda': return 'the model is not on a CUDA device'
 
-# %% ../nbs/08_device.ipynb #7a298d50
+# %% ../nbs/08_device.ipynb #f71d24f4
 @contextmanager
 def _compiled(model, on):
     "Within the context the parts of `model` are compiled"
@@ -145,7 +145,7 @@ def _capture(model, views, compiled):
         model.__dict__.pop('forward', None) # where torch put the graph
         with torch.no_grad(): torch._foreach_copy_(buffers, before)
 
-# %% ../nbs/08_device.ipynb #1eddf211
+# %% ../nbs/08_device.ipynb #58fc7c7f
 class GraphedPasses(Callback):
     "Runs target and online network of full training batches in CUDA graphs"
     order,run_valid = BYOLCallback.order-.5,False # autocast has begun, and targets are not made yet
