@@ -1,4 +1,4 @@
-"""Which optimiser, learning rate, weight decay and τ for how many epochs, images and pixels, and where each number comes from
+"""Optimiser, learning rate, weight decay and τ for your epochs, images and pixels, each with its source
 
 Docs: https://fastbyol.github.io/fastbyol/recipe.html.md"""
 
@@ -16,73 +16,166 @@ from .callback import *
 from .optim import *
 
 # %% ../nbs/07_recipe.ipynb #9fba64db
-_tables = dict(base_lr={40:.45, 100:.45, 300:.3, 1000:.2}, wd={40:1e-6, 100:1e-6, 300:1e-6, 1000:1.5e-6}, tau={40:.97, 100:.99, 300:.99, 1000:.996})
+_epochs = 40,100,300,1000
+_tables = dict(base_lr=(.45,.45,.3,.2), wd=(1e-6,1e-6,1e-6,1.5e-6), tau=(.97,.99,.99,.996))
 
 def _deepmind(
-    name:str, # 'base_lr', 'wd' or 'tau'
-    epochs:int, # of the run
-)->tuple: # (value, where it comes from)
-    "A number of DeepMind's ImageNet presets, interpolated"
-    t = _tables[name]; es = list(t)
-    if epochs in t: return t[epochs],f"DeepMind, {epochs} epochs"
-    if not es[0]<epochs<es[-1]:
-        e = min(max(epochs, es[0]), es[-1])
-        return t[e],f"DeepMind, {e} epochs, the nearest"
-    a = max(e for e in es if e<epochs); b = min(e for e in es if e>epochs)
-    ys = [math.log(1-o) for o in t.values()] if name=='tau' else list(t.values())
-    y = float(np.interp(math.log(epochs), [math.log(e) for e in es], ys))
-    return (1-math.exp(y) if name=='tau' else y),f"ours: between DeepMind's {a} and {b} epochs"
+    epochs:int # of the run
+)->dict: # 'base_lr', 'wd' and 'tau' -> (value, source)
+    "Numbers of DeepMind's ImageNet presets, interpolated"
+    def between(values): return float(np.interp(math.log(epochs), np.log(_epochs), values))
+    values = {k:between(_tables[k]) for k in ('base_lr','wd')}
+    values['tau'] = round(1-math.exp(between(np.log1p(-np.array(_tables['tau'])))), 12)
+    low,high = max((e for e in _epochs if e<=epochs), default=40),min((e for e in _epochs if e>=epochs), default=1000)
+    if low<high and epochs>low: source = f"ours: between DeepMind's {low} and {high} epochs"
+    else: source = f"DeepMind, {min(max(epochs, 40), 1000)} epochs" + ('' if epochs in _epochs else ', the nearest')
+    return {k:(v, source) for k,v in values.items()}
 
 # %% ../nbs/07_recipe.ipynb #61d1f2b7
-_nette,_solo,_moco = "DeepMind's Imagenette setup","solo-learn's CIFAR-10 recipe","MoCo v3's ViT recipe"
-_few = f"ours: {_solo}, which learns in few steps"
+_imagenette,_solo,_moco = "DeepMind's Imagenette setup","solo-learn's CIFAR-10 recipe","MoCo v3's ViT recipe"
 _short = 'ours: tried on a ResNet-18'
-# for any preset with Adam in the place of LARS
-_adam = dict(base_lr=(4e-3, "ours: fastai's default of 1e-3 at a batch of 64"), wd=(.01, "fastai's default"), mom=(.9, "torch's default"))
-# name -> (for what, number -> (value, where it comes from)); a number that is missing has the default below
-presets = {
-    'imagenet':    ('100,000 images and more', {k:partial(_deepmind, k) for k in _tables}),
-    'imagenette':  ('5,000 to 100,000 images', dict(base_lr=(2., _nette), wd=(1e-6, _nette), tau=(.996, _nette))),
-    'short':       ('fewer than 2,000 optimiser steps', dict(_adam, opt=('adam', _short), base_lr=(2.4e-3, _short), tau=(.8, _short))),
-    'small_data':  ('fewer than 5,000 images; with LARS also fewer than 2,000 steps', dict(base_lr=(1., _few), wd=(1e-5, _few), tau=(.99, _few), eta=(.02, _few), trust_clip=(True, _few))),
-    'cifar':       ('images of 40 pixels and less', dict(base_lr=(1., _solo), wd=(1e-5, _solo), tau=(.99, _solo), eta=(.02, _solo), trust_clip=(True, _solo),
-                    small_stem=(True, _solo), blur=(False, _solo))),
-    'small_batch': ('batches of 64 to 256, gradients accumulated to 256', dict(base_lr=(2., _nette), wd=(1e-6, _nette), tau=(.996, _nette), effective_bs=(256, _nette))),
-    'warm_start':  ('weights of ImageNet to start from', dict(base_lr=(2., _nette), wd=(1e-6, _nette), tau=(.996, _nette), pretrained=(True, 'the preset'))),
-    'vit':         ('vision transformers', dict(opt=('adam', _moco), base_lr=(1.5e-4, _moco), wd=(.1, _moco), tau=(.99, _moco), warmup=(40., _moco))),
-}
-# numbers that a preset need not name
-_defaults = dict(opt=('lars','the paper'), mom=(.9, 'DeepMind'), eta=(1e-3, 'DeepMind'), trust_clip=(False, 'DeepMind'), tau_end=(1., 'the paper'), pred_lr_mult=(1., 'the paper'),
-                 small_stem=(False, 'default'), blur=(True, 'the paper'), pretrained=(False, 'default'))
+
+_defaults = dict( # in the order in which they are printed; what follows from others stands there as None
+    preset=None, opt=('lars','the paper'), epochs=None, n_items=(None,'not given'), bs=None, size=(224,'default'),
+    processes=None, accumulate=None, effective_bs=None, steps=None, pretrained=(False,'default'), base_lr=None, lr=None,
+    warmup=(10.,'the paper'), wd=None, mom=(.9,'DeepMind'), eta=(1e-3,'DeepMind'), trust_clip=(False,'DeepMind'),
+    tau=None, tau_end=(1.,'the paper'), pred_lr_mult=(1.,'the paper'), small_stem=(False,'default'),
+    blur=(True,'the paper'), norm=('batch','the paper'))
+_adam = dict(opt=('adam','yours'), mom=(.9,"torch's default"), wd=(.01,"fastai's default"),
+    base_lr=(4e-3,"ours: fastai's default of 1e-3 at a batch of 64"))
+_nette = dict(base_lr=(2.,_imagenette), wd=(1e-6,_imagenette), tau=(.996,_imagenette))
+_small = dict(base_lr=(1.,_solo), wd=(1e-5,_solo), tau=(.99,_solo), eta=(.02,_solo), trust_clip=(True,_solo))
+
+presets = dict( # name -> number -> (value, source)
+    imagenet    = {}, # the defaults
+    imagenette  = _nette,
+    small_data  = _small,
+    cifar       = _small | dict(small_stem=(True,_solo), blur=(False,_solo)),
+    short       = _adam | dict(opt=('adam',_short), base_lr=(2.4e-3,_short), tau=(.8,_short)),
+    small_batch = _nette | dict(effective_bs=(256,_imagenette)),
+    warm_start  = _nette | dict(pretrained=(True,'the preset')),
+    vit         = _adam | dict(opt=('adam',_moco), base_lr=(1.5e-4,_moco), wd=(.1,_moco), tau=(.99,_moco),
+                               warmup=(40.,_moco)),
+)
+
+# %% ../nbs/07_recipe.ipynb #1f957cca
+def _choose_preset(args, n_steps):
+    "The preset for the images, their size and the steps of the run, with its source"
+    size,n_items = args['size'],args['n_items']
+    if size and size<=40: return 'cifar',f'ours: images of {size} px'
+    if n_items is None: return 'imagenet','ours: the number of images is not given'
+    if n_steps<2_000 and args['opt']!='lars': return 'short','ours: fewer than 2,000 optimiser steps'
+    if n_steps<2_000: return 'small_data','ours: LARS in fewer than 2,000 optimiser steps'
+    if n_items<5_000: return 'small_data','ours: fewer than 5,000 images'
+    if n_items<100_000: return 'imagenette','ours: 5,000 to 100,000 images'
+    return 'imagenet','ours: 100,000 images and more'
+
+# %% ../nbs/07_recipe.ipynb #01689002
+_ranges = dict.fromkeys(('lr','base_lr','eta','pred_lr_mult'), (1e-12,1e12)) | dict(wd=(0,1e12), mom=(0,1-1e-9))
+
+def _check_args(args):
+    given = {k:v for k,v in args.items() if v is not None}
+    check_counts(**{k:given[k] for k in ('epochs','bs','n_items','effective_bs','processes') if k in given})
+    if args['bs']<2: raise ValueError(f"`bs` must be 2 or more for batch norm, got {args['bs']}")
+    if 'size' in given: check_view_size(args['size'])
+    for k in ('tau','tau_end'): check_tau(given.get(k, 1.), k)
+    for k,known in dict(preset=presets, opt=('lars','adam'), norm=('batch','group','layer')).items():
+        if k in given and args[k] not in known: raise ValueError(f"`{k}` must be one of {list(known)}, got {args[k]!r}")
+    for k,(low,high) in (_ranges | dict(warmup=(0,args['epochs']))).items():
+        if k not in given or low<=args[k]<=high: continue
+        raise ValueError(f"`{k}` must be in [{low:g},{high:g}], got {args[k]!r}")
+    if {'lr','base_lr'} <= given.keys(): raise ValueError("Give one of `lr` and `base_lr`: lr = base_lr · effective_bs / 256")
+
+# %% ../nbs/07_recipe.ipynb #4dd611df
+def _add_batch(numbers, args, at_once):
+    "Images and batches of a step, and how many steps there are"
+    one,n_items = (at_once,'one batch of each process'),args['n_items']
+    if args['effective_bs'] is None and (numbers['effective_bs'] or one)[0]<=at_once: numbers['effective_bs'] = one
+    effective_bs = numbers['effective_bs'][0]
+    accumulate,rest = divmod(effective_bs, at_once)
+    if rest:
+        nearest = max(1, accumulate)*at_once
+        raise ValueError(f"`effective_bs` must be a multiple of bs · processes, got {effective_bs}: use {nearest}")
+    if n_items and effective_bs>n_items:
+        fits = max(2, n_items//(2*numbers['processes'][0]))
+        raise ValueError(f"A step takes {effective_bs} images, and there are only {n_items}: use bs={fits} or fewer")
+    numbers['accumulate'] = accumulate,'batches for a step of effective_bs images'
+    steps = n_items and args['epochs']*(n_items//at_once)//accumulate # as `fit_byol` counts them
+    numbers['steps'] = steps,'epochs · n_items / effective_bs' if steps else 'not known without n_items'
+
+def _add_rates(numbers, args):
+    "Learning rate, warm-up and τ for the steps of the run"
+    if args['lr'] is not None: numbers['base_lr'] = None
+    else:
+        base_lr,source = numbers['base_lr']
+        if numbers['pretrained'][0] and args['base_lr'] is None:
+            base_lr,source = base_lr/10,f'ours: a tenth of {base_lr:g} ({source}), to keep what is known'
+        numbers['base_lr'] = float(base_lr),source
+        numbers['lr'] = base_lr*numbers['effective_bs'][0]/256,'base_lr · effective_bs / 256 (the paper)'
+    part,name = (40/300,'40/300') if numbers['preset'][0]=='vit' else (1/4,'a quarter')
+    if args['warmup'] is None and numbers['warmup'][0]>part*args['epochs']:
+        numbers['warmup'] = part*args['epochs'],f'ours: {name} of a short run'
+    # the target averages over 1/(1-tau) steps: in DeepMind's runs never over more than 1/148 of them
+    steps,tau = numbers['steps'][0],numbers['tau'][0]
+    if args['tau'] is None and steps and tau>1-100/steps:
+        numbers['tau'] = max(.5, 1-100/steps),f"ours: averages over 1/100 of {steps:,} steps, not over {1/(1-tau):.0f}"
+
+# %% ../nbs/07_recipe.ipynb #1d4d79a3
+def _numbers(args, told):
+    "Every number for `args` with its source: default, preset and yours, merged, and what follows from them"
+    _check_args(args)
+    yours = {k:(v, told.get(k, 'yours')) for k,v in args.items() if v is not None and k not in ('norm','own_opt')}
+    if args['norm']!='batch': yours['norm'] = args['norm'],'yours'
+    at_once = args['bs']*ifnone(args['processes'], num_distrib() or 1)
+    n_steps = (args['n_items'] or 0)//(args['effective_bs'] or at_once)*args['epochs']
+    name,source = yours.get('preset') or _choose_preset(args, n_steps)
+    preset = presets[name]
+    if args['opt']=='adam' and 'opt' not in preset: preset = preset | _adam
+    if args['opt']=='lars' and 'opt' in preset and args['lr'] is None and args['base_lr'] is None:
+        raise ValueError(f"The preset {name!r} is made for 'adam', its rate is not one for 'lars': give `base_lr`, too")
+    numbers = _defaults | dict(processes=(at_once//args['bs'],'as many as run'))
+    numbers |= _deepmind(args['epochs']) | preset | yours | dict(preset=(name,source))
+    _add_batch(numbers, args, at_once)
+    _add_rates(numbers, args)
+    if numbers['pretrained'][0]:
+        harm = 'on aerial photos BYOL made published weights worse: compare with them as they are'
+        numbers['pretrained'] = True,f"{numbers['pretrained'][1]}; {harm}"
+    if args['own_opt']: numbers['opt'] = args['own_opt'],'yours'
+    left_out = dict(lars=(), adam=('eta','trust_clip')).get(numbers['opt'][0], ('eta','trust_clip','mom'))
+    if args['views']: left_out = *left_out,'blur'
+    return {k:number for k,number in numbers.items() if number is not None and k not in left_out}
 
 # %% ../nbs/07_recipe.ipynb #972491cb
 class Recipe:
-    "Numbers of a pretraining run, each with where it comes from; `r.lr` or `r['lr']`, and `print(r)` shows all"
+    "Numbers of a pretraining run, each with its source; `r.lr` or `r['lr']`, and `print(r)` shows all"
     def __init__(self,
-        args:dict, # what it was asked for
-        values:dict, # number -> value
-        sources:dict, # number -> where it comes from
-    ): self.args,self.values,self.sources = args,values,sources
+        args:dict, # arguments of `recipe`
+        told:dict=None, # name of an argument -> where it comes from; 'yours' where it is not named
+    ):
+        self.args,self.told = args,told or {}
+        numbers = _numbers(self.args, self.told)
+        self.values = {k:value for k,(value,_) in numbers.items()}
+        self.sources = {k:source for k,(_,source) in numbers.items()}
 
     def __getattr__(self, k):
-        if k.startswith('__') or k in ('args','values','sources') or k not in self.values: raise AttributeError(k)
+        if k=='values' or k not in self.values: raise AttributeError(k)
         return self.values[k]
     def __getitem__(self, k): return self.values[k]
     def keys(self): return self.values.keys()
     def get(self, k, default=None): return self.values.get(k, default)
 
     def __repr__(self):
-        rows = [(k, f'{v:,}' if isinstance(v, int) and not isinstance(v, bool) else f'{v:.4g}' if isinstance(v, float) else str(v), self.sources[k]) for k,v in self.values.items()]
-        return '\n'.join(f'{k:13} {v:>12}   {s}' for k,v,s in rows)
+        def text(v): return f'{v:.4g}' if isinstance(v, float) else f'{v:,}' if type(v) is int else str(v)
+        return '\n'.join(f'{k:13} {text(v):>12}   {self.sources[k]}' for k,v in self.values.items())
 
     def replace(self,
-        _source:str|dict='yours', # where the new ones come from, or that of each
+        _source:str|dict='yours', # where the new arguments come from, or that of each
         **kwargs # arguments of `recipe`
     ):
-        "The recipe with other arguments, resolved anew"
+        "The recipe with other arguments, worked out again"
         if unknown := set(kwargs)-set(self.args): raise TypeError(f"`recipe` has no {', '.join(sorted(unknown))}")
-        told = {k:_source.get(k, 'yours') if isinstance(_source, dict) else _source for k in kwargs}
-        return _resolve({**self.args, **kwargs, '_told':{**self.args['_told'], **told}})
+        sources = _source if isinstance(_source, dict) else dict.fromkeys(kwargs, _source)
+        return Recipe(self.args | kwargs, self.told | {k:sources.get(k, 'yours') for k in kwargs})
 
     @property
     def opt_func(self)->callable: # for `Learner`
@@ -93,97 +186,13 @@ class Recipe:
 
     @property
     def splitter(self)->callable: # for `Learner`
-        "A group for the predictor where it has a learning rate of its own"
+        "A group for the predictor where it has its own learning rate"
         return trainable_params if self.pred_lr_mult==1 else predictor_splitter
 
     @property
     def cbs(self)->list: # for `Learner`
-        "Gradient accumulation, where it is called for"
+        "Gradient accumulation, where steps are larger than batches"
         return [GradientAccumulation(self.bs*self.accumulate)] if self.accumulate>1 else []
-
-# %% ../nbs/07_recipe.ipynb #01689002
-def _choose_preset(n_items, size, steps, opt):
-    if size<=40: return 'cifar',f'ours: images of {size} px'
-    if n_items is None: return 'imagenet','ours: the number of images is not given'
-    few = steps<2_000
-    nm = 'short' if few and opt!='lars' else 'small_data' if few or n_items<5_000 else 'imagenette' if n_items<100_000 else 'imagenet'
-    return nm,f'ours: {presets[nm][0]}'
-
-def _check_args(a):
-    check_counts(epochs=a['epochs'], bs=a['bs'], **{k:a[k] for k in ('n_items','effective_bs','processes') if a[k] is not None})
-    if a['bs']<2: raise ValueError(f"`bs` must be 2 or more: batch norm needs others to compare with, got {a['bs']}")
-    check_view_size(a['size'])
-    if a['preset'] not in (None,*presets): raise ValueError(f"`preset` must be one of {list(presets)}, got {a['preset']!r}")
-    if a['opt'] not in (None,'lars','adam'): raise ValueError(f"`opt` must be 'lars' or 'adam', got {a['opt']!r}: for another optimiser pass `opt_func` and `lr` to `byol_learner`")
-    for k in ('tau','tau_end'):
-        if a[k] is not None: check_tau(a[k], k)
-    mlp_head(8, 8, 8, a['norm']) # says what norms there are
-    for k in ('lr','base_lr','eta','pred_lr_mult'):
-        if a[k] is not None and not 0<a[k]<math.inf: raise ValueError(f"`{k}` must be above 0, got {a[k]!r}")
-    if a['lr'] is not None and a['base_lr'] is not None: raise ValueError("Give one of `lr` and `base_lr`: lr = base_lr · effective batch / 256")
-    if a['wd'] is not None and not 0<=a['wd']<math.inf: raise ValueError(f"`wd` must be 0 or more, got {a['wd']!r}")
-    if a['mom'] is not None and not 0<=a['mom']<1: raise ValueError(f"`mom` must be in [0,1), got {a['mom']!r}")
-    if a['warmup'] is not None and not 0<=a['warmup']<=a['epochs']: raise ValueError(f"`warmup` must be in [0,{a['epochs']}], the epochs of the run, got {a['warmup']!r}")
-
-def _check_batch(n_items, bs, processes, effective_bs):
-    per = bs*processes
-    if effective_bs%per: raise ValueError(f"`effective_bs` must be a multiple of the {per} images that go through the model at a time, got {effective_bs}: use {max(per, effective_bs//per*per)}, or another `bs`")
-    if n_items is not None and effective_bs>n_items: raise ValueError(f"A step takes {effective_bs} images, but there are only {n_items}: use bs={max(2, n_items//(2*processes))} or fewer{'' if effective_bs==per else ', or a smaller `effective_bs`'}")
-
-# %% ../nbs/07_recipe.ipynb #4dd611df
-def _resolve(args):
-    "The `Recipe` of `args`"
-    v,src,told = {},{},args['_told']
-    a = {**args, 'size':args['size'] or 224}
-    _check_args(a)
-    def put(k, val, s): v[k],src[k] = val,s
-    def pick(k): # yours, or the preset's, or the default
-        if a.get(k) is not None: return a[k],told.get(k, 'yours')
-        o = chosen.get(k) or _defaults[k]
-        return o(a['epochs']) if callable(o) else o
-    at_once = a['bs']*ifnone(a['processes'], num_distrib() or 1)
-    n_steps = (a['n_items'] or 0)//(a['effective_bs'] or at_once)*a['epochs']
-    put('preset', *((a['preset'],told.get('preset', 'yours')) if a['preset'] else _choose_preset(a['n_items'], a['size'], n_steps, a['opt'])))
-    chosen = dict(presets[v['preset']][1])
-    put('opt', *pick('opt'))
-    if 'opt' in chosen and v['opt']!=chosen['opt'][0] and a['lr'] is None and a['base_lr'] is None:
-        raise ValueError(f"The preset {v['preset']!r} is made for {chosen['opt'][0]!r}, and its learning rate is not one for {v['opt']!r}: give `base_lr` (and `wd`), too, or another preset")
-    if v['opt']=='adam' and 'opt' not in chosen: chosen.update(_adam)
-    for k in ('epochs','n_items','bs'): put(k, a[k], told.get(k, 'yours') if a[k] is not None else 'not given')
-    put('size', a['size'], told.get('size', 'yours') if args['size'] else 'default')
-    put('processes', at_once//a['bs'], 'yours' if a['processes'] else 'as many as run')
-    eff,s = pick('effective_bs') if a['effective_bs'] or 'effective_bs' in chosen else (at_once,'one batch of each process')
-    if eff<at_once and not a['effective_bs']: eff,s = at_once,'one batch of each process'
-    _check_batch(v['n_items'], v['bs'], v['processes'], eff)
-    put('accumulate', eff//at_once, 'batches for a step of effective_bs images')
-    put('effective_bs', eff, s)
-    steps = v['n_items'] and v['epochs']*(v['n_items']//at_once)//v['accumulate'] # as `fit_byol` counts them
-    put('steps', steps, 'epochs · n_items / effective_bs' if steps else 'not known without n_items')
-    _resolve_lr(a, v, put, pick)
-    for k in ('wd','mom') + (('eta','trust_clip') if v['opt']=='lars' else ()): put(k, *pick(k))
-    put('tau', *pick('tau'))
-    # the target averages over 1/(1-tau) steps: of DeepMind's runs never over more than 1/148
-    if a['tau'] is None and steps and v['tau']>1-100/steps: put('tau', max(.5, 1-100/steps), f"ours: averages over 1/100 of {steps:,} steps, not over {1/(1-v['tau']):.0f}")
-    for k in ('tau_end','pred_lr_mult','small_stem','blur'): put(k, *pick(k))
-    put('norm', a['norm'], 'the paper' if a['norm']=='batch' else 'yours')
-    for k,o in a['_own'].items():
-        for gone in dict(opt=('eta','trust_clip','mom'), views=('blur',)).get(k, ()): v.pop(gone, None)
-        put(k, o, 'yours')
-    return Recipe(args, v, src)
-
-def _resolve_lr(a, v, put, pick):
-    put('pretrained', *pick('pretrained'))
-    if a['lr'] is not None: put('lr', float(a['lr']), 'yours')
-    else:
-        base,s = pick('base_lr')
-        if v['pretrained'] and a['base_lr'] is None: base,s = base/10,f'ours: a tenth of {base:g} ({s}), to keep what is known'
-        put('base_lr', float(base), s)
-        put('lr', base*v['effective_bs']/256, 'base_lr · effective_bs / 256 (the paper)')
-    w = pick('warmup') if a['warmup'] is not None else None
-    if w is None:
-        e = v['epochs']; full,s = (40.,_moco) if v['preset']=='vit' else (10.,'the paper'); part = 40/300 if v['preset']=='vit' else 1/4
-        w = (full,s) if full<=part*e else (part*e, f"ours: {'a quarter' if part==1/4 else '40/300'} of a short run")
-    put('warmup', float(w[0]), w[1])
 
 # %% ../nbs/07_recipe.ipynb #a1807ecd
 def recipe(
@@ -196,7 +205,7 @@ def recipe(
     effective_bs:int=None, # images per optimiser step, over several batches and all processes; None: one batch of each
     processes:int=None, # processes that train together; None: as many as run
     pretrained:bool=None, # start from published weights, with a tenth of the learning rate?
-    norm:str|None='batch', # norm of the heads: 'batch', 'group' (with weight standardisation: arXiv:2010.10241), 'layer' or None
+    norm:str|None='batch', # norm of the heads: 'batch', 'group' (with weight standardisation), 'layer' or None
     small_stem:bool=None, # resnets: stem for images of about 32 pixels?
     blur:bool=None, # blur the views?
     base_lr:float=None, # learning rate at an effective batch of 256
@@ -210,8 +219,8 @@ def recipe(
     pred_lr_mult:float=None, # factor on the learning rate of the predictor
 )->Recipe: # `print` it
     "Numbers for a pretraining run, and where each comes from"
-    args = dict(locals())
-    return _resolve({**args, 'trust_clip':None, '_told':{}, '_own':{}})
+    # for `byol_learner`, which may be given an optimiser and views
+    return Recipe(dict(locals()) | dict(own_opt=None, views=None))
 
 # %% ../nbs/07_recipe.ipynb #66c1a1cd
 @patch
@@ -221,14 +230,15 @@ def show_schedule(self:Recipe,
 ): # the axes of the learning rate
     "Learning rate and τ over the epochs of the run"
     if ax is None: _,ax = plt.subplots(figsize=figsize)
-    n = self.steps or 100*self.epochs
-    x = np.linspace(0, n, 401); w = n*self.warmup/self.epochs
-    ax2,c1,c2 = ax.twinx(),'C0','C3'
-    ax.plot(x*self.epochs/n, [self.lr*warmup_cosine(k, n, w) for k in x], c1, lw=1.8)
-    ax2.plot(x*self.epochs/n, [target_decay(k, n, self.tau, self.tau_end) for k in x], c2, lw=1.8)
+    n_steps = self.steps or 100*self.epochs
+    steps,warmup = np.linspace(0, n_steps, 401),n_steps*self.warmup/self.epochs
+    lrs = [self.lr*warmup_cosine(step, n_steps, warmup) for step in steps]
+    taus = [target_decay(step, n_steps, self.tau, self.tau_end) for step in steps]
     ax.axvspan(0, self.warmup, color='C0', alpha=.07, lw=0)
     ax.set(xlabel='epoch', xlim=(0,self.epochs), ylim=(0,self.lr*1.05))
-    ax.set_ylabel('learning rate', color=c1); ax2.set_ylabel('τ', color=c2)
-    ax.tick_params(axis='y', colors=c1); ax2.tick_params(axis='y', colors=c2)
-    for a in (ax,ax2): a.spines['top'].set_visible(False)
+    for axes,ys,label,color in ((ax,lrs,'learning rate','C0'), (ax.twinx(),taus,'τ','C3')):
+        axes.plot(steps*self.epochs/n_steps, ys, color, lw=1.8)
+        axes.set_ylabel(label, color=color)
+        axes.tick_params(axis='y', colors=color)
+        axes.spines['top'].set_visible(False)
     return ax

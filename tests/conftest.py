@@ -10,10 +10,11 @@ from fastbyol.all import *
 def pytest_addoption(parser): parser.addoption('--runslow', action='store_true', help='run the tests marked slow, too')
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption('--runslow'): return
-    skip = pytest.mark.skip(reason='slow: needs --runslow')
-    for o in items:
-        if 'slow' in o.keywords: o.add_marker(skip)
+    left_out = dict(slow=not config.getoption('--runslow'), cuda=not torch.cuda.is_available())
+    reasons = dict(slow='slow: needs --runslow', cuda='needs a CUDA GPU')
+    for name in filter(left_out.get, left_out):
+        for o in items:
+            if name in o.keywords: o.add_marker(pytest.mark.skip(reason=reasons[name]))
 
 def pytest_pycollect_makeitem(collector, name, obj):
     "Leave out what star imports bring along, such as fastcore's `test_eq`"
@@ -34,11 +35,6 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv('FASTBYOL_CACHE', str(tmp_path_factory.getbasetemp()/'cache'))
 
 # --- small data and models; tests import them from here
-
-@pytest.fixture(autouse=True)
-def steady_precision(request, monkeypatch):
-    "`precision='auto'` would measure, and could choose otherwise another time: here it is float32, but where it is what is tested"
-    if request.module.__name__!='test_device': monkeypatch.setattr('fastbyol.device.measure_ways', lambda *a, **kw: dict(fp32=1.))
 
 def noise(n=16, size=16, n_in=3, seed=0):
     "Images (n, n_in, size, size) in [0,1], smooth enough to differ in more than noise"

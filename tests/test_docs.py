@@ -11,10 +11,7 @@ root = Path(__file__).resolve().parent.parent
 notebooks = {e:p for p in sorted((root/'nbs').glob('*.ipynb')) if (e := _default_exp(read_nb(p)))}
 modules = sorted(notebooks)
 # constants, which have no parameters: their meaning stands in the comment or the text beside them
-constants = {'ways', 'presets'}
-
-@pytest.fixture
-def steady_precision(): "The names as they are, and not what the other tests put in the place of one of them"
+constants = {'presets'}
 
 def code_cells(path): return [c for c in read_nb(path).cells if c.cell_type=='code']
 def is_export(cell): return re.search(r'^#\|\s*exports?\b', cell.source, re.M)
