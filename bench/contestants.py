@@ -110,7 +110,7 @@ def sgd(momentum=.9):
 def one_batch_dls(v, n):
     "`n` batches as large as `v`"
     from fastai.vision.all import DataLoaders, IntToFloatTensor
-    from fastbyol.all import MemoryDL
+    from fastbyol.data import MemoryDL
     images = torch.zeros(len(v), *v.shape[1:], dtype=torch.uint8)
     rows = torch.arange(len(v)).repeat(n)
     dl = MemoryDL(list(range(len(rows))), images, rows, bs=len(v), after_batch=[IntToFloatTensor()])

@@ -5,8 +5,9 @@
     python -m bench imagenette FOLDER --tiny                          # two epochs of a small network, to try it
 
 FOLDER holds train/ and val/ with a folder per class. The recipe is the preset 'imagenette'. A call stops after
-`--minutes`, at the end of an epoch; the same command resumes from the last checkpoint in `--out`. Published figures to compare with:
-lightly's BYOL reaches 70.5 % kNN after 200 epochs and 88.7 % after 800; DeepMind reaches 92.3 % linear after 1000.
+`--minutes`, at the end of an epoch; the same command resumes from the last checkpoint in `--out`. Published figures
+to compare with: lightly's BYOL reaches 70.5 % kNN after 200 epochs and 88.7 % after 800; DeepMind reaches 92.3 %
+linear after 1000.
 """
 import logging, time, warnings
 from json import dumps, loads

@@ -32,7 +32,7 @@ def _card(net, spec, name, license, info):
     return dict(license=license, tags=['image-feature-extraction','timm','fastbyol','byol'], usage=usage,
                 description=f"{spec.name}, pretrained without labels with BYOL (arXiv:2006.07733) by fastbyol.{made}")
 
-# %% ../nbs/16_interop.ipynb #b43c3ce7
+# %% ../nbs/16_interop.ipynb #8cf580d2
 def to_hub(
     source, # anything that `as_encoder` takes
     name:str, # 'hf-hub:user/model', or 'local-dir:folder'
@@ -139,7 +139,7 @@ def _stand_ins():
         'collections.OrderedDict':as_dict, 'jax._src.array._reconstruct_array':rebuilt,
         'jax._src.device_array.reconstruct_device_array':rebuilt, 'dill._dill._create_array':rebuilt}
 
-# %% ../nbs/16_interop.ipynb #72c7f257
+# %% ../nbs/16_interop.ipynb #dfb954d3
 _state_fields = 'online_params','target_params','online_state','target_state','opt_state' # of byol_experiment.py
 class _DataUnpickler(pickle.Unpickler):
     "Reads arrays and their containers, and refuses anything else by its name"
