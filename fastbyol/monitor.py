@@ -24,13 +24,11 @@ class Monitor(Callback):
     def __init__(self): self.rows,self._shown,self._resumed,self._begun = [],[],False,False
 
     def before_fit(self):
-        self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self, 'gather_preds')
+        self.run,self._begun = not hasattr(self.learn, 'lr_finder') and not hasattr(self, 'gather_preds'),False
         if not self.run: return
-        self._begun = False
         self._hide()
         self._shown = [ValueMetric(partial(self._latest, o), o) for o in self.columns]
         self.learn.metrics = [*self.learn.metrics, *self._shown]
-
     def _hide(self):
         self.learn.metrics = [o for o in self.learn.metrics if not any(o is m for m in self._shown)]
     def _latest(self, column):
@@ -39,13 +37,11 @@ class Monitor(Callback):
         return row.get(column, math.nan) if row.get('epoch')==getattr(self.learn, 'epoch', 0)+1 else math.nan
 
     def before_train(self):
-        "A new run has a new history; `validate` gets here without one"
-        if self._begun: return
-        self._begun = True
+        if self._begun: return # a run begins here: `validate` and `summary` call `before_fit`, too
         if not self._resumed: self._forget()
+        self._begun = True
         self._start()
     def _forget(self): self.rows = []
-    def _start(self): "Before the first epoch of a run"
     def after_train(self):
         self._resumed = False
         if (self.epoch+1)%self.every==0 or self.epoch+1==self.n_epoch: self._look(self.epoch+1)
@@ -56,20 +52,24 @@ class Monitor(Callback):
         "A row for each look; `epoch` counts the epochs trained so far"
         return pd.DataFrame(self.rows)
 
-    def state_dict(self)->dict:
-        "What a checkpoint keeps"
-        return {o:deepcopy(getattr(self, o)) for o in self._kept}
-    def load_state_dict(self,
-        state:dict # from `state_dict`
-    ):
-        "Resume from a checkpoint: the next `fit` adds to the history instead of beginning a new one"
-        for name in self._kept: setattr(self, name, deepcopy(state.get(name, getattr(self, name))))
-        self._resumed = True
+# %% ../nbs/12_monitor.ipynb #ddfbbe71
+@patch
+def state_dict(self:Monitor)->dict:
+    "What a checkpoint keeps"
+    return {o:deepcopy(getattr(self, o)) for o in self._kept}
 
-    def __getstate__(self):
-        "An exported learner has neither images nor hooks"
-        dropped = dict.fromkeys(('pair','dl','_dls','_dl','_hook','_x','_y','best_state'))
-        return {**self.__dict__, **{k:v for k,v in dropped.items() if k in self.__dict__}, '_shown':[]}
+@patch
+def load_state_dict(self:Monitor,
+    state:dict # from `state_dict`
+):
+    "Resume from a checkpoint: the next `fit` adds to the history instead of beginning a new one"
+    for name in self._kept: setattr(self, name, deepcopy(state.get(name, getattr(self, name))))
+    self._resumed = True
+
+@patch
+def __getstate__(self:Monitor):
+    dropped = ('pair','sample','_dls','_dl','_hook','_x','_y','best_state') # an export has no images
+    return {k:None if k in dropped else v for k,v in self.__dict__.items() if k!='_shown'} | dict(_shown=[])
 
 # %% ../nbs/12_monitor.ipynb #4c79ebc9
 def _sample_dl(dl, n, seed):
@@ -94,13 +94,11 @@ class KNNCallback(Monitor):
         stop_behind:int=None, # end the run after so many looks in a row below the first; None: never
     ):
         check_counts(k=k, every=every, max_items=ifnone(max_items, 1), stop_behind=ifnone(stop_behind, 1))
-        if temperature<=0: raise ValueError(f"`temperature` must be above 0, got {temperature!r}")
-        pair = dls.loaders[:2] if isinstance(dls, DataLoaders) else dls
-        if not isinstance(pair, (tuple,list)) or len(pair)!=2:
-            raise TypeError(f"`KNNCallback` takes `DataLoaders` with validation images or a pair of loaders, got {dls!r}"[:120])
+        self.pair = dls.loaders[:2] if isinstance(dls, DataLoaders) else dls
+        if not isinstance(self.pair, (tuple,list)) or len(self.pair)!=2:
+            raise TypeError("`KNNCallback` takes a pair of loaders or `DataLoaders` with validation images")
         super().__init__()
         store_attr(but='dls')
-        self.pair = tuple(pair)
         self._forget()
 
     def _forget(self):
@@ -108,7 +106,7 @@ class KNNCallback(Monitor):
         self.best,self.best_epoch,self.best_state = -1.,None,None # accuracy, epoch and weights of the best look
         self.n_behind,self.told = 0,False # looks in a row behind the first; has it been said?
 
-# %% ../nbs/12_monitor.ipynb #003fea3a
+# %% ../nbs/12_monitor.ipynb #e828d861
 @patch
 def _start(self:KNNCallback):
     if self.pair is None: raise ValueError("This `KNNCallback` was exported without its images: add a new one")
@@ -129,19 +127,15 @@ def _look(self:KNNCallback, epoch):
 @patch
 def _compare(self:KNNCallback, before, acc, epoch):
     "Say once when the representation is worse than before training, by more than two standard errors"
-    n = dl_n(self._dls[1]) or math.inf
-    self.n_behind = self.n_behind+1 if acc<before-2*(before*(1-before)/n)**.5 else 0
-    if self.n_behind and not self.told and not rank_distrib():
+    behind = acc < before - 2*(before*(1-before)/(dl_n(self._dls[1]) or math.inf))**.5
+    self.n_behind = self.n_behind+1 if behind else 0
+    if behind and not self.told and not rank_distrib():
         print(f"kNN {100*before:.1f} % before training, {100*acc:.1f} % after {epoch} epochs: the representation "
               "falls behind where it began. Lower the learning rate; `learn.knn.load_best()` restores the best body.")
-    self.told = self.told or self.n_behind>0
-    if self.n_behind and self.n_behind==self.stop_behind: raise CancelFitException()
+    self.told = self.told or behind
+    if behind and self.n_behind==self.stop_behind: raise CancelFitException()
 
-@patch
-def load_best(self:KNNCallback):
-    "Put the weights of the best body seen in the last run into the model"
-    online_model(self.model).body.load_state_dict(self.learn.best_body().body.state_dict())
-
+# %% ../nbs/12_monitor.ipynb #98b7bb7a
 @patch
 def best_body(self:Learner)->Encoder: # for `save_body`, `byol_vision_learner` and all else that takes an `Encoder`
     "A copy of the best body that the learner's `KNNCallback` has seen, the one before training included"
@@ -151,6 +145,11 @@ def best_body(self:Learner)->Encoder: # for `save_body`, `byol_vision_learner` a
     body = deepcopy(enc.body).cpu()
     body.load_state_dict(state)
     return Encoder(body.eval(), enc.spec, enc.stats)
+
+@patch
+def load_best(self:KNNCallback):
+    "Put the weights of the best body seen in the last run into the model"
+    online_model(self.model).body.load_state_dict(self.learn.best_body().body.state_dict())
 
 # %% ../nbs/12_monitor.ipynb #09914024
 class OnlineProbe(Monitor):
@@ -165,7 +164,6 @@ class OnlineProbe(Monitor):
         seed:int=0, # of its first weights
     ):
         check_counts(n_out=ifnone(n_out, 1))
-        if not lr>0: raise ValueError(f"`lr` must be above 0, got {lr!r}")
         super().__init__()
         store_attr()
         self.head,self._hook,self._y,self._features = None,None,None,[]
@@ -173,69 +171,61 @@ class OnlineProbe(Monitor):
     def _start(self):
         if not hasattr(self.learn, 'byol'): raise ValueError("`OnlineProbe` works beside `BYOLCallback`: add one")
         check_classes('OnlineProbe', train=self.dls.train)
-        vocab = list(getattr(self.dls, 'vocab', None) or [])
-        self._ignore = ifnone(self.mask, -100)
-        if isinstance(self.mask, str):
-            if self.mask not in vocab: raise ValueError(f"`mask` must be a class of the data, got {self.mask!r}")
-            self._ignore = vocab.index(self.mask)
+        model,vocab = online_model(self.model),list(getattr(self.dls, 'vocab', None) or [])
+        if isinstance(self.mask, str) and self.mask not in vocab:
+            raise ValueError(f"`mask` must be a class of the data, got {self.mask!r}")
+        self._ignore = vocab.index(self.mask) if isinstance(self.mask, str) else ifnone(self.mask, -100)
         n_out = self.n_out or len(vocab) or getattr(self.dls, 'c', None)
         if not n_out: raise ValueError("`OnlineProbe` needs to know how many classes there are: pass `n_out`")
-        model = online_model(self.model)
-        device = first(model.parameters()).device
         if self.head is None: self._make(model.n_features, n_out)
-        self.head.to(device)
+        self.head.to(self._counts.device)
         for state in self.opt_probe.state.values(): # after a resume, too
-            state.update({k:v.to(device) for k,v in state.items()})
+            state.update({k:v.to(self._counts.device) for k,v in state.items()})
+        self._checked = False
         if self._hook: self._hook.remove()
         # what goes into the projector is the representation
         self._hook = model.projector.register_forward_pre_hook(self._keep)
-        self._checked = False
-
-    def _make(self, n_features, n_out):
-        with fixed_rng(self.seed):
-            self.head = nn.Sequential(nn.BatchNorm1d(n_features, affine=False), nn.Linear(n_features, n_out))
-        self.opt_probe = torch.optim.AdamW(self.head.parameters(), lr=self.lr, weight_decay=self.wd, fused=True)
 
     def _keep(self, module, args):
         if self.training: self._features.append(args[0].detach())
 
-# %% ../nbs/12_monitor.ipynb #93f63f89
+# %% ../nbs/12_monitor.ipynb #4c1606d3
+@patch
+def _make(self:OnlineProbe, n_features, n_out):
+    with fixed_rng(self.seed):
+        self.head = nn.Sequential(nn.BatchNorm1d(n_features, affine=False), nn.Linear(n_features, n_out))
+    self.opt_probe = torch.optim.AdamW(self.head.parameters(), lr=self.lr, weight_decay=self.wd, fused=True)
+
+@patch
+def before_epoch(self:OnlineProbe):
+    # labels predicted correctly, known, and of no class: counted on the device, read once an epoch
+    self._counts = torch.zeros(3, dtype=torch.long, device=first(self.model.parameters()).device)
+
 @patch
 def before_batch(self:OnlineProbe):
     self._features.clear()
     self._y = None
     if self.head is None or not len(self.yb): return # `summary` gives no labels
     y = torch.as_tensor(self.yb[0]).as_subclass(Tensor).long()
-    known = (y>=0) & (y<self.head[1].out_features)
-    self._counts[2] += (~known & (y!=self._ignore)).sum()
-    if not self._checked: self._check_range()
-    self._y,self._x = torch.where(known, y, self._ignore),self.xb[0]
-
-@patch
-def _check_range(self:OnlineProbe):
-    self._checked = True
-    if not self._counts[2]: return
-    n_out = self.head[1].out_features
-    raise ValueError(f"`OnlineProbe` has labels outside of its {n_out} classes: pass `n_out`, and `mask` for unknown ones")
+    is_class = (y>=0) & (y<self.head[1].out_features)
+    self._counts[2] += (~is_class & (y!=self._ignore)).sum()
+    if not self._checked: self._accuracy()
+    self._y,self._x = torch.where(is_class, y, self._ignore),self.xb[0]
 
 @patch
 def after_batch(self:OnlineProbe):
-    if self._y is None: return
-    model = online_model(self.model)
-    if self.training:
-        if not self._features: return # the batch was cancelled before the model saw it
-        # of the last two views that went by the first; a target without weights of its own has seen them before
-        n = len(self._y)
-        pred = self._fit_head(torch.cat(self._features)[-2*n:][:n].float(), self._y)
+    if self._y is None or self.training and not self._features: return # cancelled before the model saw it
+    model,n = online_model(self.model),len(self._y)
+    # of the last two views that went by the first; a target without weights of its own has seen them before
+    if self.training: pred = self._fit_head(torch.cat(self._features)[-2*n:][:n].float(), self._y)
     else:
         dl = self.dl if hasattr(inner_dl(self.dl), 'after_batch') else self.dls.train
         x = model.normalize(to_unit(self._x, find_normalize(dl)))
         with eval_mode(model), eval_mode(self.head): pred = self.head(model.embed(x).float())
     known = self._y!=self._ignore
     self._counts[:2] += torch.stack([((pred.argmax(1)==self._y) & known).sum(), known.sum()])
-    self._features.clear()
-    self._x = self._y = None
 
+# %% ../nbs/12_monitor.ipynb #0e0271ff
 @patch
 def _fit_head(self:OnlineProbe, feats, y):
     "One step of the classifier; its predictions from before the step"
@@ -251,50 +241,37 @@ def _fit_head(self:OnlineProbe, feats, y):
     self.opt_probe.step()
     return pred.detach()
 
-# %% ../nbs/12_monitor.ipynb #a910c3ca
-@patch
-def _zero(self:OnlineProbe):
-    "Labels that were right, that were known, and that are of no class: counted on the device, read once an epoch"
-    self._counts = torch.zeros(3, dtype=torch.long, device=first(self.model.parameters()).device)
-
-@patch
-def before_train(self:OnlineProbe):
-    self._zero()
-    Monitor.before_train(self)
-
-@patch
-def before_validate(self:OnlineProbe): self._zero()
-
 @patch
 def _accuracy(self:OnlineProbe):
-    self._check_range()
-    if num_distrib()>1: dist.all_reduce(self._counts)
-    right,known,_ = self._counts.tolist()
+    counts,self._checked = self._counts.clone(),True
+    if num_distrib()>1: dist.all_reduce(counts)
+    right,known,no_class = counts.tolist()
+    if no_class: raise ValueError(f"Labels are outside of the {self.head[1].out_features} classes: pass `n_out`, or `mask`")
     return right/known if known else math.nan
 
 @patch
 def _look(self:OnlineProbe, epoch):
     acc = self._accuracy()
     self.rows.append(dict(epoch=epoch, train=acc, valid=math.nan, probe=acc))
+    self.before_epoch()
 
 @patch
 def after_validate(self:OnlineProbe):
-    if not self._begun: return # `validate` gets here without an epoch of training
-    acc = self._accuracy()
+    acc = self._accuracy() if self._begun else math.nan # `validate` gets here without an epoch of training
     if not math.isnan(acc): self.rows[-1].update(valid=acc, probe=acc)
 
+# %% ../nbs/12_monitor.ipynb #69c20a85
 @patch
 def after_fit(self:OnlineProbe):
-    Monitor.after_fit(self)
+    self._hide()
     if self._hook: self._hook.remove()
     self._hook = self._x = self._y = None
 
 @patch
 def state_dict(self:OnlineProbe)->dict:
     "What a checkpoint keeps: history, classifier and its optimiser"
-    state = Monitor.state_dict(self)
-    if self.head is None: return state
-    return {**state, 'head':self.head.state_dict(), 'opt':self.opt_probe.state_dict()}
+    head = {} if self.head is None else dict(head=self.head.state_dict(), opt=self.opt_probe.state_dict())
+    return {**Monitor.state_dict(self), **head}
 
 @patch
 def load_state_dict(self:OnlineProbe,
@@ -303,8 +280,7 @@ def load_state_dict(self:OnlineProbe,
     "Resume from a checkpoint"
     Monitor.load_state_dict(self, state)
     if 'head' not in state: return
-    n_out,n_features = state['head']['1.weight'].shape
-    self._make(n_features, n_out)
+    self._make(*reversed(state['head']['1.weight'].shape))
     self.head.load_state_dict(state['head'])
     self.opt_probe.load_state_dict(state['opt'])
 
@@ -325,18 +301,14 @@ def effective_rank(
     return torch.special.entr(spread/spread.sum()).sum().exp().item()
 
 # %% ../nbs/12_monitor.ipynb #65dd369a
-# from runs recorded in the section `Healthy and collapsed`
-_limits = dict(
-    std=.3,       # projections of less are nearly all the same ...
-    agreement=.6, # ... where predictions agree with targets so well
-    rank=2.,      # projections that vary in fewer directions
-    idle=.1,      # predictions that agree no better have not been learned
-)
 _least_images = 16 # fewer tell nothing
 
 class HealthMonitor(Monitor):
     "Measures after each epoch whether the network still tells images apart, and says so when it does not"
     columns,name,_kept = ('std','rank'),'health',('rows','found')
+    # from runs recorded in the section `Healthy and collapsed`: projections with a lower `std` are nearly all the same
+    # where predictions agree with targets better than `agreement`; no better than `idle`, nothing has been learned
+    limits = dict(std=.3, agreement=.6, rank=2., idle=.1)
     def __init__(self,
         n_items:int=512, # images to measure on, drawn once
         dl=None, # loader to draw them from; None: validation if it has that many images, else training
@@ -346,11 +318,9 @@ class HealthMonitor(Monitor):
         seed:int=0, # of the draw of images, and of their views
     ):
         check_counts(n_items=n_items, every=every)
-        unknown = set(limits or {})-set(_limits)
-        if unknown: raise ValueError(f"`limits` are some of {', '.join(_limits)}, got {unknown.pop()!r}")
         super().__init__()
         store_attr('n_items,every,stop,seed')
-        self.sample,self.limits,self.found = dl,{**_limits, **(limits or {})},[]
+        self.sample,self.limits,self.found = dl,{**self.limits, **(limits or {})},[]
 
     def _forget(self): self.rows,self.found = [],[]
 
@@ -361,15 +331,16 @@ class HealthMonitor(Monitor):
         self._dl = _sample_dl(dl, self.n_items, self.seed)
         if not self.rows: self._look(self.epoch)
 
-# %% ../nbs/12_monitor.ipynb #e6ece2c4
-@patch
-def _look(self:HealthMonitor, epoch):
-    loss = float(getattr(self.learn, 'smooth_loss', math.nan)) if self.rows else math.nan
-    # measured by the first process, sent to the others
-    numbers = gather_objects(None if rank_distrib() else self._measure())[0]
-    self.rows.append(dict(epoch=epoch, **numbers, loss=loss))
-    if epoch: self._judge(self.rows[-1])
+    @property
+    def collapsed(self)->bool:
+        "Has the run been called collapsed?"
+        return any(o['finding']=='collapsed' for o in self.found)
+    @property
+    def advice(self)->pd.DataFrame:
+        "What was found in this run, with the epoch"
+        return pd.DataFrame(self.found, columns=['epoch','finding','advice'])
 
+# %% ../nbs/12_monitor.ipynb #0d06ef34
 @patch
 def _measure(self:HealthMonitor):
     "What the network makes of the sample"
@@ -386,15 +357,18 @@ def _measure(self:HealthMonitor):
     return dict(std=feature_std(z), rank=effective_rank(z), agreement=agreement.mean().item(), images=len(z))
 
 @patch
-def _judge(self:HealthMonitor, row):
-    "Note a new finding and say it, in one sentence with its remedy"
+def _look(self:HealthMonitor, epoch):
+    loss = float(getattr(self.learn, 'smooth_loss', math.nan)) if self.rows else math.nan
+    # measured by the first process, sent to the others
+    row = dict(epoch=epoch, **gather_objects(None if rank_distrib() else self._measure())[0], loss=loss)
+    self.rows.append(row)
     finding,advice = self._verdict(row)
-    if finding is None or finding in [o['finding'] for o in self.found]: return
-    self.found.append(dict(epoch=row['epoch'], finding=finding, advice=advice))
-    if not rank_distrib(): print(f"Epoch {row['epoch']}: {advice}")
+    if not epoch or finding in [None, *[o['finding'] for o in self.found]]: return
+    self.found.append(dict(epoch=epoch, finding=finding, advice=advice))
+    if not rank_distrib(): print(f'Epoch {epoch}: {advice}')
     if self.stop and finding=='collapsed': raise CancelFitException()
 
-# %% ../nbs/12_monitor.ipynb #6e55b75c
+# %% ../nbs/12_monitor.ipynb #9ee4a2a3
 @patch
 def _verdict(self:HealthMonitor, row):
     "What is wrong, or None, and a sentence for people"
@@ -413,17 +387,7 @@ def _verdict(self:HealthMonitor, row):
                        "raise the learning rate, and check that the weights are not frozen.")
     return None,None
 
-# %% ../nbs/12_monitor.ipynb #4b0bbe9e
-@patch(as_prop=True)
-def collapsed(self:HealthMonitor)->bool:
-    "Has the run been called collapsed?"
-    return any(o['finding']=='collapsed' for o in self.found)
-
-@patch(as_prop=True)
-def advice(self:HealthMonitor)->pd.DataFrame:
-    "What was found in this run, with the epoch"
-    return pd.DataFrame(self.found, columns=['epoch','finding','advice'])
-
+# %% ../nbs/12_monitor.ipynb #b7ffb887
 @patch
 def report(self:HealthMonitor)->str: # for people
     "The state after the last look, in words"
@@ -431,12 +395,11 @@ def report(self:HealthMonitor)->str: # for people
     row = self.rows[-1]
     images = row.get('images', self.n_items)
     most = min(online_model(self.model).projection_size, images-1)
-    text = (f"After {row['epoch']} epochs: standard deviation {row['std']:.2f} (1 is evenly spread, 0 is collapsed), "
-            f"effective rank {row['rank']:.1f} of at most {most} on {images} images, "
-            f"predictions agree with targets to {row['agreement']:.2f}.")
-    if images<_least_images: return f'{text} Too few images for a verdict: {_least_images} are needed.'
     found = [f"Epoch {o['epoch']}: {o['advice']}" for o in self.found] or ['No sign of trouble.']
-    return ' '.join([text, *found])
+    if images<_least_images: found = [f'Too few images for a verdict: {_least_images} are needed.']
+    return (f"After {row['epoch']} epochs: standard deviation {row['std']:.2f} (1 is evenly spread, 0 is collapsed), "
+            f"effective rank {row['rank']:.1f} of at most {most} on {images} images, "
+            f"predictions agree with targets to {row['agreement']:.2f}. {' '.join(found)}")
 
 @patch
 def plot(self:HealthMonitor,
@@ -445,34 +408,28 @@ def plot(self:HealthMonitor,
     "What was measured, by epoch; what counts as collapsed is shaded"
     if not self.rows: raise ValueError("There is nothing to draw yet: train first")
     fig,axs = plt.subplots(1, 3, figsize=figsize, layout='constrained')
-    for ax,(col,title) in zip(axs, dict(std='standard deviation', rank='effective rank', agreement='agreement').items()):
-        ax.plot(self.history.epoch, self.history[col], marker='o', ms=3, lw=1.5)
-        ax.set(title=title, xlabel='epoch')
-        ax.grid(alpha=.3)
-        if col=='agreement': continue
-        ax.set_ylim(bottom=0)
-        ax.axhspan(0, self.limits[col], color='C3', alpha=.15, lw=0)
+    for ax,col in zip(axs, ('std','rank','agreement')):
+        ax.plot(self.history.epoch, self.history[col], 'o-', ms=3)
+        ax.set(title=col, xlabel='epoch')
+        if col!='agreement': ax.axhspan(0, self.limits[col], color='C3', alpha=.15, lw=0)
     return fig
 
 # %% ../nbs/12_monitor.ipynb #c575c66b
 def _curves(learn):
-    "Curves by panel, as (label, x, y)"
-    rec,panels = learn.recorder,{}
-    start = learn.n_epoch-len(rec.values) if rec.values else 0 # epochs before a resume are not in the recorder
-    def add(panel, label, x, y): panels.setdefault(panel, []).append((label, x, y))
-    def by_step(values): return np.linspace(start, start+max(len(rec.values), 1), len(values), endpoint=False)
-    add('loss', 'training, smoothed', by_step(rec.losses), [float(o) for o in rec.losses])
-    i = list(rec.metric_names).index('valid_loss')-1 if 'valid_loss' in rec.metric_names else None
-    valid = [(start+1+epoch, o[i]) for epoch,o in enumerate(rec.values) if i is not None and o[i] is not None]
-    if valid: add('loss', 'validation', *zip(*valid))
-    add('learning rate', None, by_step(rec.lrs), rec.lrs)
-    taus = learn.byol.taus if hasattr(learn, 'byol') else []
-    if taus: add('tau', None, by_step(taus), taus)
-    for name,col,panel,label,unit in (('knn','knn','accuracy, %','nearest neighbours',100),
-                                      ('probe','probe','accuracy, %','linear probe',100), ('health','std','std',None,1)):
-        rows = getattr(learn, name).history if hasattr(learn, name) else []
-        if len(rows): add(panel, label, rows.epoch, unit*rows[col])
-    return panels
+    "Panel, label, epochs and values of each curve"
+    rec,n = learn.recorder,len(learn.recorder.values)
+    start = learn.n_epoch-n if n else 0 # epochs before a resume are not in the recorder
+    def steps(values): return np.linspace(start, start+max(n, 1), len(values), endpoint=False)
+    yield 'loss','training, smoothed',steps(rec.losses),[float(o) for o in rec.losses]
+    if 'valid_loss' in rec.metric_names:
+        valid = [o[rec.metric_names.index('valid_loss')-1] for o in rec.values]
+        yield 'loss','validation',np.arange(start, start+n)+1,[math.nan if o is None else o for o in valid]
+    yield 'learning rate',None,steps(rec.lrs),rec.lrs
+    if hasattr(learn, 'byol'): yield 'tau',None,steps(learn.byol.taus),learn.byol.taus
+    for name,col,panel,label in (('knn','knn','accuracy','nearest neighbours'), ('probe','probe','accuracy','linear probe'),
+                                 ('health','std','std',None)):
+        h = getattr(learn, name).history if hasattr(learn, name) else ()
+        if len(h): yield panel,label,h.epoch,h[col]
 
 @patch
 def plot_curves(self:Learner,
@@ -480,15 +437,12 @@ def plot_curves(self:Learner,
 ): # the figure
     "Loss, learning rate, `tau` and what the monitors saw, over the epochs of the last `fit`"
     if not getattr(self.recorder, 'losses', None): raise ValueError("There is nothing to draw yet: train first")
-    panels = _curves(self)
-    size = figsize or (6, 1.35*len(panels)+.4)
-    fig,axs = plt.subplots(len(panels), 1, figsize=size, sharex=True, layout='constrained', squeeze=False)
-    for ax,(panel,curves) in zip(axs[:,0], panels.items()):
-        for label,x,y in curves: ax.plot(x, y, label=label, marker='o' if len(x)<50 else None, ms=3, lw=1.5)
+    panels = groupby(_curves(self), 0)
+    figsize = figsize or (6, 1.35*len(panels)+.4)
+    fig,axs = plt.subplots(len(panels), 1, figsize=figsize, sharex=True, layout='constrained')
+    for ax,(panel,curves) in zip(axs, panels.items()):
+        for _,label,x,y in curves: ax.plot(x, y, label=label, marker='o' if len(x)<50 else None, ms=3)
         ax.set_ylabel(panel, fontsize=9)
-        ax.grid(alpha=.3)
-        if panel in ('loss','std'): ax.set_ylim(bottom=0)
-        if curves[0][0]: ax.legend(fontsize=7)
-    axs[-1,0].set_xlabel('epoch')
-    fig.align_ylabels()
+        if curves[0][1]: ax.legend(fontsize=7)
+    ax.set_xlabel('epoch')
     return fig
