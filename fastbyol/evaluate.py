@@ -10,7 +10,7 @@ __all__ = ['pick_items', 'in_order', 'get_embeddings', 'check_classes', 'knn_pre
 
 # %% ../nbs/11_evaluate.ipynb #58704d18
 import torch.distributed as dist
-from contextlib import nullcontext
+from contextlib import closing,nullcontext
 from dataclasses import dataclass
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
@@ -122,7 +122,7 @@ def check_classes(
     who:str, # function or callback that needs the labels, for the message
     **loaders # data loaders by the names that the message calls them
 ):
-    "Raise a `ValueError` unless images have one class each, and all loaders the same classes; looks at the first images"
+    "Raise a `ValueError` unless the first images have one class each, and all loaders the same classes"
     for name,dl in loaders.items():
         few = (lambda idxs: idxs[:8]) if _has_index(inner_dl(dl)) else noop
         with fixed_rng(0), in_order(dl, few, num_workers=0) as ordered: b = first(ordered)
@@ -206,7 +206,8 @@ class LinearEval:
         top5 = '' if self.top5 is None else f', top-5 {100*self.top5:.1f} %'
         swept = ', '.join(f'{k:.3g}: {100*v:.1f} %' for k,v in self.valid.items())
         return (f"top-1 {100*self.top1:.1f} % (95 % interval {100*low:.1f} to {100*high:.1f}){top5}, "
-                f"on {self.n:,} images\n{self.by} {self.chosen:.3g}, by accuracy on {self.n_valid:,} held-out images ({swept})")
+                f"on {self.n:,} images\n{self.by} {self.chosen:.3g}, "
+                f"by accuracy on {self.n_valid:,} held-out images ({swept})")
 
 def _linear_eval_of(scores, y, **chosen):
     "A `LinearEval` of `scores` (n, classes) for classes `y`, -1 for a class without a score"
@@ -221,9 +222,9 @@ class _Heads:
     "Linear classifiers side by side, two per learning rate: one to choose by, which does not see the held-out images"
     def __init__(self, n_in, n_out, lrs, n_steps, device):
         self.choosers,self.final = (nn.ModuleList(nn.Linear(n_in, n_out) for _ in lrs).to(device) for _ in range(2))
-        heads = [*self.choosers, *self.final]
-        for p in nn.ModuleList(heads).parameters(): nn.init.zeros_(p)
-        groups = [dict(params=list(m.parameters()), lr=lr) for m,lr in zip(heads, [*lrs, *lrs])]
+        for p in [*self.choosers.parameters(), *self.final.parameters()]: nn.init.zeros_(p)
+        pairs = zip([*self.choosers, *self.final], [*lrs, *lrs])
+        groups = [dict(params=list(m.parameters()), lr=lr) for m,lr in pairs]
         self.opt = torch.optim.SGD(groups, momentum=.9, nesterov=True)
         self.sched = torch.optim.lr_scheduler.CosineAnnealingLR(self.opt, n_steps)
 
@@ -239,13 +240,10 @@ class _Heads:
 def _accuracy(scores, y): return (scores.argmax(1)==y).float().mean().item() if scores.isfinite().all() else math.nan
 
 # %% ../nbs/11_evaluate.ipynb #62a0b26a
-def _middle(size):
-    "A function that cuts the middle out of images, as the paper does for testing: 224 of 256 pixels"
-    def crop(x):
-        if x.shape[-2:]==(size,size): return x
-        side = max(size, min(round(size*8/7), *x.shape[-2:]))
-        return TF.center_crop(TF.resize(x, side, TF.InterpolationMode.BICUBIC).clamp(0, 1), size)
-    return crop
+def _middle(x, size):
+    "The middle of images, as the paper cuts it out for testing: 224 of 256 pixels"
+    side = max(size, min(round(size*8/7), *x.shape[-2:]))
+    return TF.center_crop(TF.resize(x, side, TF.InterpolationMode.BICUBIC).clamp(0, 1), size)
 
 def linear_view(
     size:int, # side of the crops, in pixels
@@ -274,9 +272,10 @@ def _fit_sgd(enc, dl, view, feats, classes, y, held, lrs, epochs, seed):
     n_steps,device = epochs*math.ceil(len(y)/(dl_bs(dl) or 64)),first(enc.body.parameters()).device
     heads,seen = _Heads(feats.shape[1], len(classes), lrs, n_steps, device),torch.ones(len(y), dtype=torch.bool)
     seen[held] = False
-    batches = _crop_batches(enc, dl, view, len(y), epochs, seed)
-    for x,labels,rows in with_progress(batches, n_steps, 'linear evaluation'):
-        heads.step(x, torch.searchsorted(classes, labels).to(device), seen[rows])
+    # closed after an error, too: it has switched gradients off
+    with closing(_crop_batches(enc, dl, view, len(y), epochs, seed)) as batches:
+        for x,labels,rows in with_progress(batches, n_steps, 'linear evaluation'):
+            heads.step(x, torch.searchsorted(classes, labels).to(device), seen[rows])
     def scores(head, x):
         with torch.no_grad(): return head.cpu()(x)
     valid = {lr:_accuracy(scores(head, feats[held]), y[held]) for lr,head in zip(lrs, heads.choosers)}
@@ -320,7 +319,8 @@ def linear_eval(
     size = check_view_size(view_size(size, train_dls, first_image(train_dls)))
     enc.spec.check_size(enc.body, size)
     with fixed_rng(seed): # training resumes with the random numbers it would have had
-        (feats,raw),(test,test_raw) = (_embed_part(enc, o, tfm=_middle(size)) for o in (dl, train_dls.valid))
+        embed = partial(_embed_part, enc, tfm=partial(_middle, size=size))
+        (feats,raw),(test,test_raw) = embed(dl),embed(train_dls.valid)
         feats,test,(classes,y) = feats.cpu(),test.cpu(),raw.unique(return_inverse=True)
         n_held = max(round(len(y)*valid_pct), len(classes))
         fit,held = train_test_split(torch.arange(len(y)), test_size=n_held, stratify=y, random_state=seed)
@@ -329,12 +329,14 @@ def linear_eval(
             valid,scores = _fit_logistic(feats, y, fit, held, Cs)
         else:
             lrs = [lr*o*(dl_bs(dl) or 64)/256 for o in sweep]
-            valid,scores = _fit_sgd(enc, dl, ifnone(view, linear_view(size)), feats, classes, y, held, lrs, epochs, seed)
+            view = ifnone(view, linear_view(size))
+            valid,scores = _fit_sgd(enc, dl, view, feats, classes, y, held, lrs, epochs, seed)
     finite = {k:v for k,v in valid.items() if not math.isnan(v)}
     if not finite: raise ValueError("Training diverged at every learning rate: use lower ones")
     best,known = max(finite, key=finite.get),test_raw[:,None]==classes
     test_y = torch.where(known.any(1), known.long().argmax(1), -1)
-    return _linear_eval_of(scores(best, test), test_y, chosen=best, valid=valid, n_valid=len(held), by='C' if fast else 'lr')
+    by = 'C' if fast else 'lr'
+    return _linear_eval_of(scores(best, test), test_y, chosen=best, valid=valid, n_valid=len(held), by=by)
 
 # %% ../nbs/11_evaluate.ipynb #00d28f50
 def _resize_batch(size):
@@ -414,10 +416,8 @@ class LabelEfficiency(pd.DataFrame):
         "Contestants by number of labels: mean ± standard error, in percent"
         se = [f' ± {100*sd/n**.5:.1f}' if n>1 else '' for sd,n in zip(self['sd'], self['n'])]
         res = self.assign(text=[f'{100*o:.1f}{text}' for o,text in zip(self['mean'], se)])
-        if 'pct' in self: res['pct'] = 100*res['pct']
-        res = res.pivot(index='contestant', columns=self.columns[1], values='text')
-        if 'pct' in self: res = res.rename(columns='{:.3g} %'.format)
-        return res.reindex(self['contestant'].unique())
+        res = res.pivot(index='contestant', columns=self.columns[1], values='text').reindex(self['contestant'].unique())
+        return res.rename(columns=lambda o: f'{100*o:g} %') if 'pct' in self else res
 
     def plot(self,
         ax=None, # matplotlib axes to draw on; None: a new figure
@@ -430,7 +430,8 @@ class LabelEfficiency(pd.DataFrame):
         unit,baselines = (100 if by=='pct' else 1),(*_starts,'from scratch','pixels')
         for name,rows in self.groupby('contestant', sort=False):
             x,y,se = unit*rows[by],100*rows['mean'],100*rows['sd']/rows['n']**.5
-            line, = ax.plot(x, y, marker='o', ms=4, label=plain_label(name), ls='--' if name.startswith(baselines) else '-')
+            style = 'o--' if name.startswith(baselines) else 'o-'
+            line, = ax.plot(x, y, style, ms=4, label=plain_label(name))
             ax.fill_between(x, y-se, y+se, alpha=.2, color=line.get_color(), lw=0)
         ax.set(xlabel=label, ylabel='accuracy, %', title=title, xscale='log')
         ticks = sorted(unit*self[by].unique())

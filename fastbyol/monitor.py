@@ -52,7 +52,7 @@ class Monitor(Callback):
         "A row for each look; `epoch` counts the epochs trained so far"
         return pd.DataFrame(self.rows)
 
-# %% ../nbs/12_monitor.ipynb #ddfbbe71
+# %% ../nbs/12_monitor.ipynb #da5f61ce
 @patch
 def state_dict(self:Monitor)->dict:
     "What a checkpoint keeps"
@@ -106,7 +106,7 @@ class KNNCallback(Monitor):
         self.best,self.best_epoch,self.best_state = -1.,None,None # accuracy, epoch and weights of the best look
         self.n_behind,self.told = 0,False # looks in a row behind the first; has it been said?
 
-# %% ../nbs/12_monitor.ipynb #e828d861
+# %% ../nbs/12_monitor.ipynb #bd5c1ef7
 @patch
 def _start(self:KNNCallback):
     if self.pair is None: raise ValueError("This `KNNCallback` was exported without its images: add a new one")
@@ -135,7 +135,7 @@ def _compare(self:KNNCallback, before, acc, epoch):
     self.told = self.told or behind
     if behind and self.n_behind==self.stop_behind: raise CancelFitException()
 
-# %% ../nbs/12_monitor.ipynb #98b7bb7a
+# %% ../nbs/12_monitor.ipynb #fcbde94d
 @patch
 def best_body(self:Learner)->Encoder: # for `save_body`, `byol_vision_learner` and all else that takes an `Encoder`
     "A copy of the best body that the learner's `KNNCallback` has seen, the one before training included"
@@ -189,7 +189,7 @@ class OnlineProbe(Monitor):
     def _keep(self, module, args):
         if self.training: self._features.append(args[0].detach())
 
-# %% ../nbs/12_monitor.ipynb #4c1606d3
+# %% ../nbs/12_monitor.ipynb #349a9fa0
 @patch
 def _make(self:OnlineProbe, n_features, n_out):
     with fixed_rng(self.seed):
@@ -225,7 +225,7 @@ def after_batch(self:OnlineProbe):
     known = self._y!=self._ignore
     self._counts[:2] += torch.stack([((pred.argmax(1)==self._y) & known).sum(), known.sum()])
 
-# %% ../nbs/12_monitor.ipynb #0e0271ff
+# %% ../nbs/12_monitor.ipynb #26a0a2c5
 @patch
 def _fit_head(self:OnlineProbe, feats, y):
     "One step of the classifier; its predictions from before the step"
@@ -246,7 +246,8 @@ def _accuracy(self:OnlineProbe):
     counts,self._checked = self._counts.clone(),True
     if num_distrib()>1: dist.all_reduce(counts)
     right,known,no_class = counts.tolist()
-    if no_class: raise ValueError(f"Labels are outside of the {self.head[1].out_features} classes: pass `n_out`, or `mask`")
+    n_out = self.head[1].out_features
+    if no_class: raise ValueError(f"Labels are outside of the {n_out} classes: pass `n_out`, or `mask`")
     return right/known if known else math.nan
 
 @patch
@@ -260,7 +261,7 @@ def after_validate(self:OnlineProbe):
     acc = self._accuracy() if self._begun else math.nan # `validate` gets here without an epoch of training
     if not math.isnan(acc): self.rows[-1].update(valid=acc, probe=acc)
 
-# %% ../nbs/12_monitor.ipynb #69c20a85
+# %% ../nbs/12_monitor.ipynb #68006dff
 @patch
 def after_fit(self:OnlineProbe):
     self._hide()
@@ -340,7 +341,7 @@ class HealthMonitor(Monitor):
         "What was found in this run, with the epoch"
         return pd.DataFrame(self.found, columns=['epoch','finding','advice'])
 
-# %% ../nbs/12_monitor.ipynb #0d06ef34
+# %% ../nbs/12_monitor.ipynb #aacb7542
 @patch
 def _measure(self:HealthMonitor):
     "What the network makes of the sample"
@@ -368,7 +369,7 @@ def _look(self:HealthMonitor, epoch):
     if not rank_distrib(): print(f'Epoch {epoch}: {advice}')
     if self.stop and finding=='collapsed': raise CancelFitException()
 
-# %% ../nbs/12_monitor.ipynb #9ee4a2a3
+# %% ../nbs/12_monitor.ipynb #197e6216
 @patch
 def _verdict(self:HealthMonitor, row):
     "What is wrong, or None, and a sentence for people"
@@ -387,7 +388,7 @@ def _verdict(self:HealthMonitor, row):
                        "raise the learning rate, and check that the weights are not frozen.")
     return None,None
 
-# %% ../nbs/12_monitor.ipynb #b7ffb887
+# %% ../nbs/12_monitor.ipynb #84ed3042
 @patch
 def report(self:HealthMonitor)->str: # for people
     "The state after the last look, in words"
@@ -426,10 +427,10 @@ def _curves(learn):
         yield 'loss','validation',np.arange(start, start+n)+1,[math.nan if o is None else o for o in valid]
     yield 'learning rate',None,steps(rec.lrs),rec.lrs
     if hasattr(learn, 'byol'): yield 'tau',None,steps(learn.byol.taus),learn.byol.taus
-    for name,col,panel,label in (('knn','knn','accuracy','nearest neighbours'), ('probe','probe','accuracy','linear probe'),
-                                 ('health','std','std',None)):
-        h = getattr(learn, name).history if hasattr(learn, name) else ()
-        if len(h): yield panel,label,h.epoch,h[col]
+    shown = ('knn','accuracy','nearest neighbours'),('probe','accuracy','linear probe'),('health','std',None)
+    for name,panel,label in shown:
+        rows = getattr(learn, name).history if hasattr(learn, name) else ()
+        if len(rows): yield panel,label,rows.epoch,rows['std' if name=='health' else name]
 
 @patch
 def plot_curves(self:Learner,

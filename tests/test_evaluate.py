@@ -281,12 +281,21 @@ def test_heads_that_choose_do_not_see_the_held_out_images():
     step = -.1*1.9*w.grad # Nesterov's first step
     close(heads.choosers[0].weight.detach(), step); assert not torch.allclose(heads.final[0].weight.detach(), step)
 
+def test_an_error_in_the_middle_leaves_gradients_on(model):
+    calls = []
+    def broken(x):
+        calls.append(1)
+        if len(calls)>1: raise KeyError('view')
+        return x
+    with pytest.raises(KeyError): linear_eval(model, few_dls(24), epochs=2, view=broken)
+    assert torch.is_grad_enabled()
+
 def test_a_class_that_was_not_trained_counts_as_wrong(model):
     x = noise(40); y = [i%2 for i in range(30)]
     dls = DataLoaders(dl_of(x[:30], y), dl_of(x[30:], [7]*10)); assert linear_eval(model, dls, fast=True).top1==0
 
 @pytest.mark.parametrize('kw,msg', [(dict(epochs=0),'`epochs`'), (dict(lr=0),'above 0'), (dict(Cs=(0.,)),'above 0'), (dict(size=2),'`size`'),
-                                    (dict(epochs=9, lr=1e38),'diverged')])
+                                    (dict(epochs=9, lr=4e39, sweep=(1.,)),'diverged')])
 def test_linear_mistakes_are_named(model, kw, msg):
     with pytest.raises(ValueError, match=msg): linear_eval(model, few_dls(24), **kw)
 
@@ -351,3 +360,10 @@ def test_names_of_contestants_are_drawn_as_they_are():
     texts = [o.get_text() for o in ax.get_legend().get_texts()]
     assert len(texts)==3 and texts[0].replace('\\', '')==names[0] and texts[1].endswith('_background') and texts[2]=='a_b'
     assert list(res.table().index)==names; plt.close('all')
+
+@pytest.mark.parametrize('h,w,size', [(256,256,224), (300,260,224), (64,48,96), (32,32,32)])
+def test_images_are_tested_on_their_middle(h, w, size):
+    from fastbyol.evaluate import _middle
+    ramp = torch.linspace(0, 1, w).expand(2,3,h,w); got = _middle(ramp, size)
+    assert got.shape==(2,3,size,size) and abs(got.mean()-.5)<.01
+    side = max(size, min(round(size*8/7), h, w)); assert (got[0,0,0,-1]-got[0,0,0,0])==pytest.approx(size/(w*side/min(h,w)), abs=.02)
