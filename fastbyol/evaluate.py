@@ -38,7 +38,7 @@ def pick_items(
     if hasattr(dl, 'new'): dl = dl.new(shuffle=False, drop_last=False, n=dl.n, **kwargs)
     if not _has_index(dl):
         if pick is noop: return dl
-        raise TypeError("The data has no index to pick items by: give the dataset `__getitem__` and `__len__`")
+        raise TypeError("The data has no index to pick items by: use an indexed dataset")
     if hasattr(dl, 'new'):
         idxs = list(pick(list(dl.get_idxs())))
         dl.get_idxs,dl.n = partial(list, idxs),len(idxs)
@@ -107,13 +107,13 @@ def _embed(source, dl, target=False, sharded=False):
     return _joined([o for o,_ in parts if o[0] is not None])
 
 def get_embeddings(
-    source, # anything that `as_encoder` takes: a `Learner` that trained a `BYOL`, a `BYOL`, a file from `save_body`
+    source, # anything that `as_encoder` takes: a learner, a `BYOL`, a body file
     dl, # `DataLoader` of images, with labels or without; items come in their order, unshuffled
     target:bool=False, # representations of the target's body?
-    sharded:bool=False, # several processes: each embeds a share and gets everything; all of them must call this
+    sharded:bool=False, # several processes: each embeds a share and gets all; each must call this
 )->tuple: # features (n, n_features) as float32 on the CPU, labels (n,) or None
     "Representations of all images of `dl`, in evaluation mode"
-    if isinstance(dl, DataLoaders): raise TypeError("`get_embeddings` takes one data loader: pass `dls.train`")
+    if isinstance(dl, DataLoaders): raise TypeError("Embeddings are of one data loader: pass `dls.train`")
     feats,labels = _embed(source, dl, target, sharded)
     return feats.cpu(),labels
 
@@ -134,7 +134,7 @@ def check_classes(
     vocabs = [list(o) for o in (getattr(dl, 'vocab', None) for dl in loaders.values()) if o]
     if any(o!=vocabs[0] for o in vocabs):
         got = ' and '.join(str(o[:3]) for o in vocabs)
-        raise ValueError(f"`{who}` got loaders of different classes, {got}: open them with the same `vocab`")
+        raise ValueError(f"`{who}` got different classes, {got}: open both with the same `vocab`")
 
 # %% ../nbs/11_evaluate.ipynb #knn1
 def _nearest(queries, bank, k, block=2**14):
@@ -175,13 +175,13 @@ def knn_predict(
 
 # %% ../nbs/11_evaluate.ipynb #knn3
 def knn_accuracy(
-    source, # anything that `as_encoder` takes: a `Learner` that trained a `BYOL`, a `BYOL`, a file from `save_body`
+    source, # anything that `as_encoder` takes: a learner, a `BYOL`, a body file
     train_dl, # `DataLoader` of labelled images: the bank
     test_dl, # `DataLoader` of labelled images to classify
     k:int=20, # neighbours that vote
     temperature:float=0.07, # of the votes
     target:bool=False, # representations of the target's body?
-    sharded:bool=False, # several processes: each embeds a share of the images; all of them must call this
+    sharded:bool=False, # several processes: each embeds a share; each must call this
 )->float: # accuracy, in [0,1]
     "Share of `test_dl` that a vote of the nearest neighbours in `train_dl` classifies correctly"
     check_classes('knn_accuracy', train_dl=train_dl, test_dl=test_dl)
@@ -196,7 +196,7 @@ class LinearEval:
     top5:float|None # share whose class is among the first five; None for five classes or fewer
     n:int # test images
     ci:tuple # 95 % confidence interval of `top1` (Wilson), for the draw of the test images
-    chosen:float # learning rate of SGD, or `C` of logistic regression, that was best on the held-out images
+    chosen:float # learning rate of SGD, or `C` of logistic regression, best on the held-out images
     valid:dict # accuracy on the held-out images by learning rate or `C`; NaN where training diverged
     n_valid:int # held-out images
     by:str='lr' # what was chosen: 'lr' or 'C'
@@ -219,7 +219,7 @@ def _linear_eval_of(scores, y, **chosen):
 
 # %% ../nbs/11_evaluate.ipynb #492110c7
 class _Heads:
-    "Linear classifiers side by side, two per learning rate: one to choose by, which does not see the held-out images"
+    "Linear classifiers, two per learning rate: one to choose by, which does not see the held-out images"
     def __init__(self, n_in, n_out, lrs, n_steps, device):
         self.choosers,self.final = (nn.ModuleList(nn.Linear(n_in, n_out) for _ in lrs).to(device) for _ in range(2))
         for p in [*self.choosers.parameters(), *self.final.parameters()]: nn.init.zeros_(p)
@@ -299,7 +299,7 @@ def _fit_logistic(feats, y, fit, held, Cs):
 
 # %% ../nbs/11_evaluate.ipynb #4c91c995
 def linear_eval(
-    source, # anything that `as_encoder` takes: a `Learner` that trained a `BYOL`, a `BYOL`, a file from `save_body`
+    source, # anything that `as_encoder` takes: a learner, a `BYOL`, a body file
     train_dls:DataLoaders, # labelled images: `train` to learn from, `valid` to test on
     epochs:int=80, # passes over the training images
     lr:float=.2, # learning rate for batches of 256; that of other batches is in proportion
@@ -311,7 +311,7 @@ def linear_eval(
     Cs:tuple=(.01,.1,1.,10.,100.), # for `fast`: inverse strengths of the penalty to choose among
     seed:int=0, # of the held-out images, the order and the crops
 )->LinearEval: # accuracy on `train_dls.valid`, with what belongs to it
-    "Accuracy of a linear classifier on the frozen body, by the paper's protocol (arXiv:2006.07733, appendix C)"
+    "Accuracy of a linear classifier on the frozen body, as in the paper (arXiv:2006.07733, appendix C)"
     check_counts(epochs=epochs)
     if min(lr, *sweep, *Cs)<=0: raise ValueError(f"`lr`, `sweep` and `Cs` must be above 0, got {lr}, {sweep} and {Cs}")
     check_classes('linear_eval', train=train_dls.train, valid=train_dls.valid)
@@ -323,6 +323,8 @@ def linear_eval(
         (feats,raw),(test,test_raw) = embed(dl),embed(train_dls.valid)
         feats,test,(classes,y) = feats.cpu(),test.cpu(),raw.unique(return_inverse=True)
         n_held = max(round(len(y)*valid_pct), len(classes))
+        if y.bincount().min()<2 or len(y)-n_held<len(classes):
+            raise ValueError("Each class needs 2 images or more, since one is held out: add images")
         fit,held = train_test_split(torch.arange(len(y)), test_size=n_held, stratify=y, random_state=seed)
         if fast:
             feats,test = _standardise(feats, test)
@@ -407,7 +409,7 @@ _contestants = ('BYOL, linear','BYOL, fine-tuned','from scratch','pixels, neares
 _starts = {'ImageNet':published_encoder, 'random weights':random_encoder} # of the same architecture
 
 class LabelEfficiency(pd.DataFrame):
-    "A row per contestant and number of labels: mean accuracy, standard deviation over the draws, number of draws"
+    "A row per contestant and number of labels: mean accuracy, deviation over the draws, draws"
     _metadata = ['runs']
     @property
     def _constructor(self): return pd.DataFrame # what is cut out of it is a plain `DataFrame`
@@ -452,7 +454,7 @@ def _who(contestants, others):
     return [*contestants, *[f'{o}, {kind}' for o in unnamed for kind in kinds if f'BYOL, {kind}' in contestants]]
 
 def _draws(y, by, amounts, seeds):
-    "Rows to label by (amount, seed); a draw that repeats another would make the error look smaller than it is"
+    "Rows to label by (amount, seed), without draws that repeat another: they would hide the error"
     res = {}
     for n in amounts:
         different = {}
@@ -482,20 +484,20 @@ def _few_label_runs(names, encoders, dls, by, amounts, seeds, bs, n_out=None, **
 
 # %% ../nbs/11_evaluate.ipynb #994895da
 def label_efficiency(
-    source, # anything that `as_encoder` takes: a `Learner` that trained a `BYOL`, a `BYOL`, a file from `save_body`
-    dls:DataLoaders, # labelled images: labels are drawn from `dls.train`, accuracy is measured on `dls.valid`
+    source, # anything that `as_encoder` takes: a learner, a `BYOL`, a body file
+    dls:DataLoaders, # labels are drawn from `dls.train`, accuracy is measured on `dls.valid`
     per_class=(1,5,10), # labels per class
     seeds:int=3, # draws of labels
-    contestants:tuple=_contestants, # of these and 'ImageNet, …', 'random weights, …', each 'linear' or 'fine-tuned'
+    contestants:tuple=_contestants, # of these and 'ImageNet, linear', 'random weights, fine-tuned', …
     pct=None, # labels as a share of all training images, such as (.01,.1), instead of `per_class`
-    others:dict=None, # further pretrained bodies by name: timm names, body files, anything that `as_encoder` takes
+    others:dict=None, # further bodies by name: timm names, files, anything that `as_encoder` takes
     steps:int=100, # optimiser steps of fine-tuning and of training from scratch, at least
     lr:float=2e-3, # their learning rate
     bs:int=32, # their largest batch
     seed:int=0, # first seed: of the draws and of the training
     **kwargs # further arguments of `byol_vision_learner`, such as `lin_ftrs` and `ps` of the head
-)->LabelEfficiency: # a `DataFrame`; `.plot()` draws it, `.table()` shows it by contestant, `.runs` has every run
-    "Compare the pretrained body with training from scratch, bare pixels and `others`, where labels are few"
+)->LabelEfficiency: # a `DataFrame` with `.plot()`, `.table()` by contestant, and every run in `.runs`
+    "Compare a pretrained body with training from scratch, bare pixels and `others` on few labels"
     check_counts(seeds=seeds)
     if not all(hasattr(inner_dl(o), 'new') for o in dls.loaders[:2]):
         raise TypeError(f"`label_efficiency` needs fastai's data loaders, got {type(dls.train).__name__}")

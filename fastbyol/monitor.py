@@ -52,7 +52,7 @@ class Monitor(Callback):
         "A row for each look; `epoch` counts the epochs trained so far"
         return pd.DataFrame(self.rows)
 
-# %% ../nbs/12_monitor.ipynb #da5f61ce
+# %% ../nbs/12_monitor.ipynb #003556fd
 @patch
 def state_dict(self:Monitor)->dict:
     "What a checkpoint keeps"
@@ -82,7 +82,7 @@ class KNNCallback(Monitor):
     "Accuracy of the nearest neighbours as a column of the progress table, `knn`; keeps the best body"
     columns,_kept = ('knn',),('rows','best','best_epoch','best_state','n_behind','told')
     def __init__(self,
-        dls, # labelled `DataLoaders` (training images vote on validation images), or a pair of loaders (bank, queries)
+        dls, # labelled `DataLoaders`, or a pair of loaders: the first's images vote on the second's
         k:int=20, # neighbours that vote
         temperature:float=0.07, # of the votes (arXiv:1805.01978)
         every:int=1, # look after every so many epochs, and after the last
@@ -96,7 +96,7 @@ class KNNCallback(Monitor):
         check_counts(k=k, every=every, max_items=ifnone(max_items, 1), stop_behind=ifnone(stop_behind, 1))
         self.pair = dls.loaders[:2] if isinstance(dls, DataLoaders) else dls
         if not isinstance(self.pair, (tuple,list)) or len(self.pair)!=2:
-            raise TypeError("`KNNCallback` takes a pair of loaders or `DataLoaders` with validation images")
+            raise TypeError("`KNNCallback` takes a pair of loaders, or `DataLoaders` with two")
         super().__init__()
         store_attr(but='dls')
         self._forget()
@@ -106,10 +106,10 @@ class KNNCallback(Monitor):
         self.best,self.best_epoch,self.best_state = -1.,None,None # accuracy, epoch and weights of the best look
         self.n_behind,self.told = 0,False # looks in a row behind the first; has it been said?
 
-# %% ../nbs/12_monitor.ipynb #bd5c1ef7
+# %% ../nbs/12_monitor.ipynb #b898db43
 @patch
 def _start(self:KNNCallback):
-    if self.pair is None: raise ValueError("This `KNNCallback` was exported without its images: add a new one")
+    if self.pair is None: raise ValueError("`KNNCallback` was exported without images: add a new one")
     bank,queries = self._dls = [_sample_dl(o, self.max_items, self.seed) for o in self.pair]
     check_classes('KNNCallback', bank=bank, queries=queries) # before training, not after an hour of it
     if self.start and not self.rows: self._look(self.epoch)
@@ -135,9 +135,9 @@ def _compare(self:KNNCallback, before, acc, epoch):
     self.told = self.told or behind
     if behind and self.n_behind==self.stop_behind: raise CancelFitException()
 
-# %% ../nbs/12_monitor.ipynb #fcbde94d
+# %% ../nbs/12_monitor.ipynb #f7e7adbc
 @patch
-def best_body(self:Learner)->Encoder: # for `save_body`, `byol_vision_learner` and all else that takes an `Encoder`
+def best_body(self:Learner)->Encoder: # for all that takes an `Encoder`, such as `save_body`
     "A copy of the best body that the learner's `KNNCallback` has seen, the one before training included"
     state = getattr(first(self.cbs, risinstance(KNNCallback)), 'best_state', None)
     if state is None: raise ValueError("No best body was kept: train with `cbs=KNNCallback(dls)`")
@@ -153,7 +153,7 @@ def load_best(self:KNNCallback):
 
 # %% ../nbs/12_monitor.ipynb #09914024
 class OnlineProbe(Monitor):
-    "A linear classifier trained beside BYOL on its representations, without gradient to the body; column `probe`"
+    "A linear classifier trained beside BYOL, without gradient to the body; column `probe`"
     # before `BYOLCallback` (12) takes labels and images out of the batch
     order,columns,name = BYOLCallback.order-1,('probe',),'probe'
     def __init__(self,
@@ -189,7 +189,7 @@ class OnlineProbe(Monitor):
     def _keep(self, module, args):
         if self.training: self._features.append(args[0].detach())
 
-# %% ../nbs/12_monitor.ipynb #349a9fa0
+# %% ../nbs/12_monitor.ipynb #bdbbac12
 @patch
 def _make(self:OnlineProbe, n_features, n_out):
     with fixed_rng(self.seed):
@@ -214,9 +214,9 @@ def before_batch(self:OnlineProbe):
 
 @patch
 def after_batch(self:OnlineProbe):
-    if self._y is None or self.training and not self._features: return # cancelled before the model saw it
+    if self._y is None or self.training and not self._features: return # the model has not seen it
     model,n = online_model(self.model),len(self._y)
-    # of the last two views that went by the first; a target without weights of its own has seen them before
+    # the last two views are the online network's, and the first of them is view 1
     if self.training: pred = self._fit_head(torch.cat(self._features)[-2*n:][:n].float(), self._y)
     else:
         dl = self.dl if hasattr(inner_dl(self.dl), 'after_batch') else self.dls.train
@@ -225,7 +225,7 @@ def after_batch(self:OnlineProbe):
     known = self._y!=self._ignore
     self._counts[:2] += torch.stack([((pred.argmax(1)==self._y) & known).sum(), known.sum()])
 
-# %% ../nbs/12_monitor.ipynb #26a0a2c5
+# %% ../nbs/12_monitor.ipynb #db254fb6
 @patch
 def _fit_head(self:OnlineProbe, feats, y):
     "One step of the classifier; its predictions from before the step"
@@ -258,10 +258,10 @@ def _look(self:OnlineProbe, epoch):
 
 @patch
 def after_validate(self:OnlineProbe):
-    acc = self._accuracy() if self._begun else math.nan # `validate` gets here without an epoch of training
+    acc = self._accuracy() if self._begun else math.nan # not in `validate`
     if not math.isnan(acc): self.rows[-1].update(valid=acc, probe=acc)
 
-# %% ../nbs/12_monitor.ipynb #68006dff
+# %% ../nbs/12_monitor.ipynb #40e4513f
 @patch
 def after_fit(self:OnlineProbe):
     self._hide()
@@ -295,7 +295,7 @@ def feature_std(
 def effective_rank(
     f:Tensor # features, (n, d)
 )->float: # from 1 to min(n-1, d); 0 when all features are the same
-    "Number of directions in which unit features vary: exponential of the entropy of their covariance's eigenvalues"
+    "Directions in which unit features vary: exponential of the entropy of their covariance's eigenvalues"
     unit = F.normalize(f.double(), dim=1)
     spread = torch.linalg.svdvals(unit-unit.mean(0))**2
     if spread.sum()/len(unit)<1e-12: return 0. # nothing but rounding
@@ -305,10 +305,10 @@ def effective_rank(
 _least_images = 16 # fewer tell nothing
 
 class HealthMonitor(Monitor):
-    "Measures after each epoch whether the network still tells images apart, and says so when it does not"
+    "Measures whether the network still tells images apart, and says so when it does not"
     columns,name,_kept = ('std','rank'),'health',('rows','found')
-    # from runs recorded in the section `Healthy and collapsed`: projections with a lower `std` are nearly all the same
-    # where predictions agree with targets better than `agreement`; no better than `idle`, nothing has been learned
+    # from the runs of `Healthy and collapsed`: projections are one point where they vary less than `std` and
+    # predictions agree with targets better than `agreement`; no better than `idle`, nothing has been learned
     limits = dict(std=.3, agreement=.6, rank=2., idle=.1)
     def __init__(self,
         n_items:int=512, # images to measure on, drawn once
@@ -341,7 +341,7 @@ class HealthMonitor(Monitor):
         "What was found in this run, with the epoch"
         return pd.DataFrame(self.found, columns=['epoch','finding','advice'])
 
-# %% ../nbs/12_monitor.ipynb #aacb7542
+# %% ../nbs/12_monitor.ipynb #2b3cd203
 @patch
 def _measure(self:HealthMonitor):
     "What the network makes of the sample"
@@ -369,7 +369,7 @@ def _look(self:HealthMonitor, epoch):
     if not rank_distrib(): print(f'Epoch {epoch}: {advice}')
     if self.stop and finding=='collapsed': raise CancelFitException()
 
-# %% ../nbs/12_monitor.ipynb #197e6216
+# %% ../nbs/12_monitor.ipynb #7d2f0561
 @patch
 def _verdict(self:HealthMonitor, row):
     "What is wrong, or None, and a sentence for people"
@@ -388,7 +388,7 @@ def _verdict(self:HealthMonitor, row):
                        "raise the learning rate, and check that the weights are not frozen.")
     return None,None
 
-# %% ../nbs/12_monitor.ipynb #84ed3042
+# %% ../nbs/12_monitor.ipynb #74954d6a
 @patch
 def report(self:HealthMonitor)->str: # for people
     "The state after the last look, in words"
