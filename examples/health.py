@@ -50,5 +50,5 @@ def main(
         hs = [run(kind, s) for s in range(seeds)]
         rows = pd.concat([h.history.iloc[1:] for h in hs])
         called = [first(h.advice.query("finding=='collapsed'").epoch) for h in hs]
-        span = '  '.join(f"{c} {rows[c].min():.2f} to {rows[c].max():.2f}" for c in ('std','agreement','rank','rep_rank'))
+        span = '  '.join(f"{c} {rows[c].min():.2f} to {rows[c].max():.2f}" for c in ('std','agreement','rank'))
         print(f"{kind:15} {span}  called collapsed in epoch: {', '.join(str(o or 'never') for o in called)}", flush=True)
