@@ -1,146 +1,191 @@
 "Several processes on the CPU: equal targets on all ranks, and the result of one process"
 from conftest import *
-from fastbyol.core import eval_mode, online_model
+from fastbyol.core import online_model
 from fastbyol.checkpoint import checkpoints, load_state
-from fastbyol.distributed import BYOLTrainer, ShardedDL, sync_bn_, undo_sync_bn_
-import io, signal, subprocess, sys
+from fastbyol.distributed import DistributedBYOL, ShardedDL
+from fastbyol.model import batch_norms
+import fastai.distributed, io, signal, subprocess, sys
 from contextlib import redirect_stdout
+from types import SimpleNamespace
 from accelerate import PartialState, debug_launcher
-from fastai.distributed import DistributedTrainer
+from fastai.distributed import DistributedDL, DistributedTrainer
 from fastai.callback.training import GradientAccumulation
 from timm.optim import Lars
 from sklearn.datasets import load_digits
 
-def in_two(f, *args):
-    "Run `f` in two processes, forked from this one, and return what it returned in each"
-    with tempfile.TemporaryDirectory() as d:
-        def one():
-            signal.alarm(120) # one that waits for ever is killed, and the test fails
-            PartialState(cpu=True); torch.set_num_threads(1); set_seed(0)
-            r = torch.distributed.get_rank(); os.environ['RANK'] = str(r); res = f(*args); torch.save(res, f'{d}/{r}')
-        debug_launcher(one, num_processes=2)
-        return [torch.load(f'{d}/{r}', weights_only=False) for r in range(2)]
+# --- every check marked `in_both` runs in the same two processes, forked once; a test looks at what it returned in each
+
+checks = {}
+def in_both(f):
+    checks[f.__name__] = f
+    return f
+
+def run_checks(folder):
+    signal.alarm(120) # processes that wait forever are killed, and the tests fail
+    os.environ['RANK'] = str(PartialState(cpu=True).process_index)
+    torch.set_num_threads(1)
+    default_device(use=False)
+    os.environ['FASTBYOL_CACHE'] = str(folder/'cache')
+    results = {}
+    for name,check in checks.items():
+        set_seed(0)
+        try: results[name] = check(folder)
+        except Exception as e: results[name] = e
+        torch.distributed.barrier()
+    torch.save(results, folder/f'{rank_distrib()}.pth')
+
+@pytest.fixture(scope='module')
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('both')
+    photos(folder/'photos', broken=())
+    photos(folder/'broken', broken=(1,2,3,5))
+    debug_launcher(run_checks, (folder,), num_processes=2)
+    return [torch.load(folder/f'{i}.pth', weights_only=False) for i in range(2)],folder
+
+@pytest.fixture
+def both(results):
+    def get(check):
+        for o in (res := [r[check.__name__] for r in results[0]]):
+            if isinstance(o, Exception): raise o
+        return res
+    return get
+
+def photos(folder, broken):
+    folder.mkdir()
+    for i,o in enumerate(noise(24, 40)):
+        PILImage.create(np.uint8(o.permute(1,2,0)*255)).save(file := folder/f'{i:02d}.png')
+        if i in broken: file.write_bytes(file.read_bytes()[:-200])
 
 def fit(learn, n=2, lr=5e-2, f='fit', **kw):
     with learn.distrib_ctx(): getattr(learn, f)(n, lr, **kw)
     return learn
 
-def result(learn): return dict(model=sd_of(learn), losses=[o.item() for o in learn.recorder.losses], values=[list(o) for o in learn.recorder.values], taus=learn.byol.taus)
+def result(learn):
+    rec = learn.recorder
+    return dict(model=sd_of(learn), losses=[o.item() for o in rec.losses], values=[list(o) for o in rec.values],
+                taus=learn.byol.taus)
+
 def near(a, b, eps=1e-5):
     for k in a['model']: torch.testing.assert_close(a['model'][k], b['model'][k], rtol=0, atol=eps)
-    np.testing.assert_allclose(a['losses'], b['losses'], atol=eps); assert a['taus']==b['taus']
-    return True
+    np.testing.assert_allclose(a['losses'], b['losses'], atol=eps)
+    return a['taus']==b['taus']
 
-def dls_of(bs, n=72, **kw): return image_dls(noise(n), bs=bs, **{**dict(shuffle=True), **kw})
+def dls_of(bs, n=72): return image_dls(noise(n), bs=bs, shuffle=True)
+def n_at_once(bs): return bs//max(num_distrib(), 1)
+momentum = partial(SGD, mom=.9)
 
 # --- two processes and one
 
 def digits(bs):
-    d = load_digits(); x = torch.tensor(d.images[:160]/16, dtype=torch.float32)[:,None].repeat_interleave(2,2).repeat_interleave(2,3)
+    d = load_digits()
+    x = torch.tensor(d.images[:160]/16, dtype=torch.float32)[:,None].repeat_interleave(2,2).repeat_interleave(2,3)
     return image_dls(x, bs=bs, n_val=32, y=list(d.target[:160]), shuffle=True)
 
-def twenty_steps(bs, opt=None, lr=5e-2):
-    set_seed(0); dls = digits(bs); learn = byol_learn(dls, small_byol(bn=False, n_in=1), opt_func=opt or partial(SGD, mom=.9)); fit(learn, 5, lr, 'fit_one_cycle')
-    knn = None if rank_distrib() else knn_accuracy(learn, dls.train, dls.valid, k=5)
-    return {**result(learn), 'knn':knn}
+def twenty_steps(opt, lr):
+    dls = digits(n_at_once(32))
+    learn = byol_learn(dls, small_byol(bn=False, n_in=1), opt_func=opt)
+    return result(fit(learn, 5, lr, 'fit_one_cycle'))
 
-@pytest.mark.parametrize('opt,lr', [(None,5e-2), (partial(OptimWrapper, opt=Lars, momentum=.9, weight_decay=1e-4),5.)], ids=['sgd','lars'])
-def test_two_processes_equal_one(opt, lr):
-    one = twenty_steps(32, opt, lr); a,b = in_two(twenty_steps, 16, opt, lr)
-    assert len(one['losses'])==20 and same_sd(a['model'], b['model']) and near(one, a) and abs(one['knn']-a['knn'])<1e-5
-    print(f"largest difference {max((one['model'][k]-a['model'][k]).abs().max() for k in one['model']):.1e}, kNN {one['knn']:.4f} and {a['knn']:.4f}")
+@in_both
+def sgd_steps(_): return twenty_steps(momentum, 5e-2)
+@in_both
+def lars_steps(_): return twenty_steps(partial(OptimWrapper, opt=Lars, momentum=.9, weight_decay=1e-4), 5.)
 
-def other_weights():
-    set_seed(rank_distrib()+7); learn = byol_learn(dls_of(8)); before = sd_of(learn)
+@pytest.mark.parametrize('check', [sgd_steps,lars_steps])
+def test_two_processes_equal_one(both, check):
+    one,(a,b) = check(0),both(check)
+    assert len(one['losses'])==20 and same_sd(a['model'], b['model']) and near(one, a)
+
+@in_both
+def other_weights(_):
+    set_seed(rank_distrib()+7)
+    learn = byol_learn(dls_of(8))
+    before = sd_of(learn)
     with torch.no_grad():
         for p in learn.model.target.parameters(): p.add_(torch.randn_like(p))
-    fit(learn, 1, 1e-2); return before,sd_of(learn)
+    return before,sd_of(fit(learn, 1, 1e-2))
+def test_ranks_that_began_with_other_weights_are_equal_afterwards(both):
+    (a0,a),(b0,b) = both(other_weights)
+    assert not same_sd(a0, b0) and same_sd(a, b)
 
-def test_ranks_that_began_with_other_weights_are_equal_afterwards():
-    (a0,a),(b0,b) = in_two(other_weights); assert not same_sd(a0, b0) and same_sd(a, b)
-
-def bn_types():
-    learn = byol_learn(dls_of(8)); before = str(learn.model); fit(learn); return before==str(learn.model),result(learn)
-
-def test_batch_norm_statistics_are_those_of_the_first_process():
-    (ta,a),(tb,b) = in_two(bn_types); assert ta and tb and same_sd(a['model'], b['model']) and a['values'][0][:2]==b['values'][0][:2]
-
-def unsynchronised():
-    learn = byol_learn(image_dls(noise(32), bs=4, n_val=0)); fit(learn); return sd_of(learn)
-def test_they_are_so_without_validation_too(): # with it, `DistributedDataParallel` would see to that
-    a,b = in_two(unsynchronised); assert same_sd(a, b)
-
-def swapped(error):
-    # the real one needs a GPU: what counts here is when it comes and goes
-    import fastbyol.distributed as D
-    class Other(nn.BatchNorm2d): pass
-    def convert(m): o = Other(m.num_features); o._parameters.update(m._parameters); o._buffers.update(m._buffers); return o
-    D.convert_sync_batchnorm = convert; learn = byol_learn(dls_of(8), BYOL(conv_body(), norm=None, hidden_size=16, projection_size=8)); before,inside = str(learn.model),[]
-    learn.add_cb(Callback(before_batch=lambda self: inside.append(sum(isinstance(m, Other) for m in online_model(self.learn.model).modules()))))
-    class Boom(Callback):
-        def after_batch(self): raise RuntimeError('boom')
-    with learn.distrib_ctx():
-        learn.byol_trainer.sync_bn = True
-        if error:
-            with pytest.raises(RuntimeError, match='boom'): learn.fit(1, 1e-2, cbs=Boom())
-        learn.fit(1, 1e-2); learn.fit(1, 1e-2)
-    return set(inside),str(learn.model)==before,sd_of(learn),[p is q for g in learn.opt.param_lists for p,q in zip(g, trainable_params(learn.model))]
-@pytest.mark.parametrize('error', [False,True])
-def test_synchronised_batch_norm_is_there_while_training(error):
-    (n,same_,a,ps),(*_,b,_) = in_two(swapped, error); assert n=={2} and same_ and same_sd(a, b) and all(ps) # online and target
+@in_both
+def batch_norm(_): return result(fit(byol_learn(dls_of(8))))
+@in_both
+def batch_norm_without_validation(_):
+    # with it, `DistributedDataParallel` would send them
+    return result(fit(byol_learn(image_dls(noise(32), bs=4, n_val=0))))
+@pytest.mark.parametrize('check', [batch_norm,batch_norm_without_validation])
+def test_batch_norm_statistics_are_those_of_the_first_process(both, check):
+    a,b = both(check)
+    assert same_sd(a['model'], b['model'])
 
 class Own(nn.Module):
-    def __init__(self): super().__init__(); self.a,self.b = conv_body(bn=False),nn.Linear(16*16,4)
+    def __init__(self):
+        super().__init__()
+        self.a,self.b = conv_body(bn=False),nn.Linear(16*16,4)
     def forward(self, x): return self.b(self.a(x).flatten(1))
-def unused(bs):
-    set_seed(3); learn = byol_learn(dls_of(bs), small_byol_of(Own()), opt_func=partial(SGD, mom=.9)); fit(learn); return {**result(learn),'grad':learn.model.body.module.b.weight.grad}
-def small_byol_of(net): return BYOL(net, layer='a', size=16, hidden_size=16, projection_size=8, norm=None)
 
-def test_weights_without_a_gradient_are_no_error():
-    one = unused(16); a,b = in_two(unused, 8); assert near(one, a) and same_sd(a['model'], b['model']) and a['grad'] is None
+@in_both
+def unused(_):
+    model = BYOL(Own(), layer='a', size=16, hidden_size=16, projection_size=8, norm=None)
+    learn = fit(byol_learn(dls_of(n_at_once(16)), model, opt_func=momentum))
+    return {**result(learn), 'unused':any('.b.' in n and p.grad is None for n,p in learn.model.body.named_parameters())}
+def test_weights_without_a_gradient_are_no_error(both):
+    one,(a,b) = unused(0),both(unused)
+    assert a['unused'] and near(one, a) and same_sd(a['model'], b['model'])
 
-def accumulated(bs):
-    set_seed(3); learn = byol_learn(dls_of(bs), small_byol(bn=False), cbs=GradientAccumulation(2*bs), opt_func=partial(SGD, mom=.9)); fit(learn, 2); return result(learn)
-def test_accumulated_gradients():
-    one = accumulated(16); a,b = in_two(accumulated, 8); assert near(one, a) and same_sd(a['model'], b['model']) and len(one['taus'])==4
+@in_both
+def accumulated(_):
+    cbs = GradientAccumulation(2*n_at_once(16))
+    return result(fit(byol_learn(dls_of(n_at_once(16)), small_byol(bn=False), cbs=cbs, opt_func=momentum)))
+def test_accumulated_gradients_are_those_of_one_process(both):
+    one,(a,b) = accumulated(0),both(accumulated)
+    assert near(one, a) and same_sd(a['model'], b['model']) and len(one['taus'])==4
 
-def averaged():
+@in_both
+def averaged(_):
     "EMAN: batch norm is each process's own, and yet its targets are equal"
-    learn,(seen,own) = byol_learn(dls_of(8), small_byol(target_bn='eman')),([],[])
-    def look(self): # before validation and the end of training send the first process's statistics to all
+    learn,targets,online = byol_learn(dls_of(8), small_byol(target_bn='eman')),[],[]
+    def look(self): # before the end of training sends the first process's statistics to all
         if not self.training: return
-        sd = {k:v.clone() for k,v in online_model(self.learn.model).state_dict().items() if 'running' in k}
-        seen.append({k:v for k,v in sd.items() if k.startswith('target')}); own.append({k:v for k,v in sd.items() if not k.startswith('target')})
-    learn.add_cb(Callback(after_batch=look)); fit(learn, 1); return seen,own
-def test_averaged_statistics_are_equal_in_all_processes():
-    (a,oa),(b,ob) = in_two(averaged)
-    assert len(a)==4 and a[0] and all(same_sd(x, y) for x,y in zip(a, b)) and not same_sd(oa[-1], ob[-1])
+        for k,v in online_model(self.learn.model).state_dict().items():
+            if 'running' in k: (targets if k.startswith('target') else online).append(v.clone())
+    learn.add_cb(Callback(after_batch=look))
+    fit(learn, 1)
+    return torch.cat(targets),torch.cat(online)
+def test_averaged_statistics_are_equal_in_all_processes(both):
+    (a,a_online),(b,b_online) = both(averaged)
+    assert len(a) and torch.equal(a, b) and not torch.equal(a_online, b_online)
 
 # --- data
 
 class Alone(ShardedDL):
     def _broadcast(self, t, rank): return t
 
-def shards(n, bs, world, ds=None, **kw):
-    def one(r): set_seed(0); return Alone(TfmdDL(ds or list(range(n)), bs=bs, num_workers=kw.pop('num_workers', 0), device=cpu, **kw), rank=r, world_size=world)
-    return [[b.tolist() for b in one(r)] for r in range(world)],len(one(0))
+def shards(items, bs, n_processes, **kw):
+    def one(rank):
+        set_seed(0)
+        dl = TfmdDL(items, bs=bs, device=cpu, **{**dict(num_workers=0), **kw})
+        return Alone(dl, rank=rank, world_size=n_processes)
+    return [[b.tolist() for b in one(i)] for i in range(n_processes)],len(one(0))
 
 @pytest.mark.parametrize('drop_last', [True,False])
-@pytest.mark.parametrize('world', [1,2,3,4])
-def test_nothing_twice_and_equally_many(world, drop_last):
-    for n,bs in ((1,2),(7,3),(16,4),(24,4),(33,2),(40,5)):
-        set_seed(0); one = [b.tolist() for b in TfmdDL(list(range(n)), bs=bs*world, shuffle=True, drop_last=drop_last, num_workers=0, device=cpu)]
-        ps,k = shards(n, bs, world, shuffle=True, drop_last=drop_last); flat = sum(sum(ps, []), [])
-        assert {len(p) for p in ps}=={k} and len(set(flat))==len(flat) and len({tuple(map(len, p)) for p in ps})==1
-        assert n-len(flat)<(bs*world if drop_last else world)
-        for b,o in zip(zip(*ps), one): assert sum(b, [])==o[:len(sum(b, []))] # in the order of one process
-
-def test_a_last_batch_is_shared_out():
-    ps,k = shards(19, 4, 2); assert [[len(b) for b in p] for p in ps]==[[4,4,1],[4,4,1]] and k==3
+@pytest.mark.parametrize('n_processes', [1,2,3])
+def test_nothing_comes_twice_and_all_have_equally_many(n_processes, drop_last):
+    for n,bs in ((1,2),(7,3),(24,4),(33,2)):
+        set_seed(0)
+        kw = dict(shuffle=True, drop_last=drop_last)
+        one = [b.tolist() for b in TfmdDL([*range(n)], bs=bs*n_processes, num_workers=0, device=cpu, **kw)]
+        parts,n_batches = shards([*range(n)], bs, n_processes, **kw)
+        flat = sum(sum(parts, []), [])
+        assert {len(p) for p in parts}=={n_batches} and len(set(flat))==len(flat)
+        assert len({tuple(map(len, p)) for p in parts})==1
+        assert n-len(flat)<(bs*n_processes if drop_last else n_processes)
+        for batch,whole in zip(zip(*parts), one): assert sum(batch, [])==whole[:len(sum(batch, []))]
 
 @pytest.mark.parametrize('workers', [0,2])
-def test_worker_processes_see_to_whole_batches(workers):
-    ps,_ = shards(24, 3, 2, num_workers=workers); assert ps==[[[0,1,2],[6,7,8],[12,13,14],[18,19,20]],[[3,4,5],[9,10,11],[15,16,17],[21,22,23]]]
+def test_worker_processes_share_whole_batches(workers):
+    assert shards([*range(16)], 3, 2, num_workers=workers)==([[[0,1,2],[6,7,8],[12,13]],[[3,4,5],[9,10,11],[14,15]]],3)
 
 class Holes(list):
     def __init__(self, n, bad): super().__init__(range(n)); self.bad = bad
@@ -148,107 +193,123 @@ class Holes(list):
         if i in self.bad: raise SkipItemException()
         return torch.tensor(super().__getitem__(i))
 def test_what_cannot_be_read_leaves_no_process_short():
-    assert shards(16, 4, 2, Holes(16, (3,4,11)))==([[[0,1,2,0],[8,9,10,8]],[[5,6,7,5],[12,13,14,15]]],2)
-    with pytest.raises(ValueError, match='None of the 4 items'): shards(8, 4, 1, Holes(8, range(4)))
+    assert shards(Holes(16, (3,4,11)), 4, 2)==([[[0,1,2,0],[8,9,10,8]],[[5,6,7,5],[12,13,14,15]]],2)
+    with pytest.raises(ValueError, match='None of the 4 items'): shards(Holes(8, range(4)), 4, 1)
 
-def test_data_without_a_length_is_refused():
-    class It(torch.utils.data.IterableDataset):
-        def __iter__(self): return iter(range(4))
-    with pytest.raises(ValueError, match='__len__'): Alone(TfmdDL(It(), bs=2, num_workers=0, device=cpu), rank=0, world_size=2)
-
-def broken_files(path):
-    learn = byol_learn(unlabelled_dls(path, 16, bs=4, valid_pct=0, in_memory=False, num_workers=0, device=cpu), small_byol(bn=False), cbs=(g:=Grab()))
-    with warnings.catch_warnings(): warnings.simplefilter('ignore'); fit(learn, 1)
+@in_both
+def broken_files(folder):
+    kw = dict(bs=4, valid_pct=0, in_memory=False, num_workers=0, device=cpu)
+    learn = byol_learn(unlabelled_dls(folder/'broken', 16, **kw), small_byol(bn=False), cbs=(g:=Grab()))
+    with warnings.catch_warnings(action='ignore'): fit(learn, 1)
     return [len(x[0]) for x in g.xs],sd_of(learn)
-def test_files_that_break_on_one_rank_do_not_stop_the_others(tmp_path):
-    for i,o in enumerate(noise(24, 40)):
-        f = tmp_path/f'{i:02d}.png'; PILImage.create((o.permute(1,2,0)*255).byte().numpy().copy()).save(f)
-        if i in (1,2,3,5): f.write_bytes(f.read_bytes()[:-200])
-    (a,sa),(b,sb) = in_two(broken_files, tmp_path); assert a==b==[4,4,4] and same_sd(sa, sb)
+def test_files_that_break_on_one_rank_do_not_stop_the_others(both):
+    (a,model_a),(b,model_b) = both(broken_files)
+    assert a==b==[4,4,4] and same_sd(model_a, model_b)
 
-def memory(path, in_memory):
-    learn = byol_learn(unlabelled_dls(path, 16, bs=4, device=cpu, in_memory=in_memory, cache_dir=path/'cache'), small_byol(bn=False), views=None, size=16); fit(learn, 2); return result(learn)
-def few_to_validate(n_val):
-    learn = byol_learn(image_dls(noise(16+n_val), bs=4, n_val=n_val), small_byol(bn=False)); fit(learn, 1); return sd_of(learn),learn.recorder.values[0][1]
-@pytest.mark.parametrize('n_val', [0,1,3])
-def test_little_or_nothing_to_validate(n_val):
-    (a,va),(b,vb) = in_two(few_to_validate, n_val); assert same_sd(a, b) and va==vb and (va is None)==(n_val==0)
+@in_both
+def little_to_validate(_):
+    res = []
+    for n_val in (0,1,3):
+        learn = fit(byol_learn(image_dls(noise(16+n_val), bs=4, n_val=n_val), small_byol(bn=False)), 1)
+        res.append((sd_of(learn),learn.recorder.values[0][1]))
+    return res
+def test_little_or_nothing_to_validate(both):
+    for (a,loss_a),(b,loss_b),n_val in zip(*both(little_to_validate), (0,1,3)):
+        assert same_sd(a, b) and loss_a==loss_b and (loss_a is None)==(n_val==0)
 
-def broken_valid():
-    x,dl = noise(16),lambda ds,**k: TfmdDL(ds, bs=4, num_workers=0, device=cpu, **k)
-    class Broken(list):
-        def __getitem__(self, i):
-            if 9<=i<=11: raise SkipItemException()
-            return (TensorImage(x[i]),)
-    learn = byol_learn(DataLoaders(dl([(TensorImage(o),) for o in x]), dl(Broken(range(16))), device=cpu), small_byol(bn=False)); fit(learn, 1); return learn.recorder.values[0][1]
-def test_broken_files_in_validation_leave_no_process_waiting():
-    a,b = in_two(broken_valid); assert a==b and 0<a<8
+@in_both
+def broken_valid(_):
+    class Broken(Holes):
+        def __getitem__(self, i): return TensorImage(noise(16)[super().__getitem__(i)]),
+    def dl(items): return TfmdDL(items, bs=4, num_workers=0, device=cpu)
+    dls = DataLoaders(dl(Broken(16, ())), dl(Broken(16, (9,10,11))), device=cpu)
+    return fit(byol_learn(dls, small_byol(bn=False)), 1).recorder.values[0][1]
+def test_broken_files_in_validation_leave_no_process_waiting(both):
+    a,b = both(broken_valid)
+    assert a==b and 0<a<8
 
-@pytest.mark.parametrize('in_memory', ['auto','disk'])
-def test_images_in_memory(tmp_path, in_memory):
-    for i,o in enumerate(noise(24, 40)): PILImage.create((o.permute(1,2,0)*255).byte().numpy().copy()).save(tmp_path/f'{i:02d}.png')
-    a,b = in_two(memory, tmp_path, in_memory); assert same_sd(a['model'], b['model']) and len(a['losses'])==4
+@in_both
+def memory(folder):
+    res = []
+    for in_memory in ('auto','disk'):
+        dls = unlabelled_dls(folder/'photos', 16, bs=4, device=cpu, in_memory=in_memory)
+        res.append(result(fit(byol_learn(dls, small_byol(bn=False), views=None, size=16), 1)))
+    return res
+def test_images_in_memory(both):
+    for a,b in zip(*both(memory)): assert same_sd(a['model'], b['model']) and len(a['losses'])==2
 
 # --- random numbers
 
-def views_seen():
-    x = noise(1).repeat(40,1,1,1); learn = byol_learn(image_dls(x, bs=4), small_byol(bn=False), views=None, size=16, cbs=[g:=Grab(),v:=GrabValid()]); fit(learn, 1)
-    return [x[0] for x in g.xs],[x[0] for x in v.xs],draws()
-class GrabValid(Grab):
-    def __init__(self): super().__init__(valid=True)
 def draws(): return random.random(),np.random.rand(),torch.rand(1).item()
-def test_each_image_has_its_own_draw_and_a_seed_repeats_them():
-    a,b = in_two(views_seen); again = in_two(views_seen)
+
+@in_both
+def views_seen(_):
+    res = []
+    for _ in range(2):
+        set_seed(0)
+        train,valid = Grab(),Grab(valid=True)
+        x = noise(1).repeat(40,1,1,1)
+        fit(byol_learn(image_dls(x, bs=4), small_byol(bn=False), views=None, size=16, cbs=[train,valid]), 1)
+        res.append((torch.cat([o[0] for o in train.xs]),torch.cat([o[0] for o in valid.xs]),draws()))
+    return res
+def test_each_image_has_its_own_draw_and_a_seed_repeats_them(both):
+    a,b = both(views_seen)
     for i in (0,1): # training and validation
-        every = torch.cat([*a[i],*b[i]]).flatten(1); assert len(every.unique(dim=0))==len(every)
-        assert all(torch.equal(x, y) for p,q in zip((a,b), again) for x,y in zip(p[i], q[i]))
-    assert all(x!=y for x,y in zip(a[2], b[2])) and [a[2],b[2]]==[o[2] for o in again]
-    one = views_seen(); assert torch.equal(one[0][0], a[0][0]) # the first process draws as one alone would
+        views = torch.cat([a[0][i],b[0][i]]).flatten(1)
+        assert len(views.unique(dim=0))==len(views)
+        assert torch.equal(a[0][i], a[1][i]) and torch.equal(b[0][i], b[1][i])
+    assert all(x!=y for x,y in zip(a[0][2], b[0][2])) and a[0][2]==a[1][2] and b[0][2]==b[1][2]
+    assert torch.equal(views_seen(0)[0][0][:4], a[0][0][:4]) # the first process draws as one alone would
 
 # --- what goes wrong
 
 class Spoil(Callback):
-    order = 15
+    "NaN in batch `at` of the first fit, on `ranks`"
+    order,done = 15,False
+    def __init__(self, at, *ranks): self.at,self.ranks = at,ranks
     def before_batch(self):
-        if self.training and rank_distrib()==1 and self.iter==2: self.xb[0][0,0,0,0] = float('nan')
-def nan_on_one():
-    learn = byol_learn(dls_of(8), small_byol(bn=False), cbs=Spoil())
+        if not self.training or self.done or self.iter!=self.at: return
+        self.done = True
+        if rank_distrib() in self.ranks: self.xb[0][0] = float('nan')
+
+@in_both
+def nan_on_one(_):
+    learn = byol_learn(dls_of(8), small_byol(bn=False), cbs=Spoil(2, 1))
     try: fit(learn)
     except FloatingPointError as e: return str(e),sd_of(online_model(learn.model))
-def test_nan_on_one_rank_stops_all_of_them():
-    (m,a),(n,b) = in_two(nan_on_one); assert 'epoch 0, batch 2' in m and m==n and same_sd(a, b) and all(o.isfinite().all() for o in a.values())
+def test_nan_on_one_rank_stops_all_of_them(both):
+    (said_a,a),(said_b,b) = both(nan_on_one)
+    assert 'epoch 0, batch 2' in said_a and said_a==said_b
+    assert same_sd(a, b) and all(o.isfinite().all() for o in a.values())
 
-class SpoilOnce(Callback):
-    "NaN in the second batch of the first fit, in every process"
-    order,done = 15,False
-    def before_batch(self):
-        if self.training and not self.done and self.iter==1: self.done = True; self.xb[0][0] = float('nan')
-def again(bs, contexts):
-    "A fit that the NaN stop ends, and another, within one context or two"
-    learn = byol_learn(dls_of(bs), small_byol(bn=False), cbs=SpoilOnce(), opt_func=partial(SGD, mom=.9)); seen = []
-    def look(): seen.append((type(learn.model).__name__,[type(o).__name__ for o in learn.dls.loaders]))
-    def first_():
-        try: learn.fit(2, 5e-2); raise AssertionError('not stopped')
-        except FloatingPointError: pass
-    if contexts==1:
-        with learn.distrib_ctx(): first_(); learn.fit(2, 1e-2); look()
-    else:
-        with learn.distrib_ctx(): first_()
-        look(); fit(learn, 2, 1e-2)
-    look(); return {**result(learn),'seen':seen}
-@pytest.mark.parametrize('contexts', [1,2])
-def test_after_an_error_the_learner_fits_again_as_one_process_does(contexts):
-    one = again(16, contexts); a,b = in_two(again, 8, contexts)
-    assert a['seen']==b['seen']==[('BYOL',['TfmdDL','TfmdDL'])]*2 and same_sd(a['model'], b['model']) and near(one, a) and len(a['losses'])==8
+@in_both
+def again(_):
+    "A fit that the NaN stop ends, and another"
+    learn = byol_learn(dls_of(n_at_once(16)), small_byol(bn=False), cbs=Spoil(1, 0, 1), opt_func=momentum)
+    with learn.distrib_ctx():
+        try: learn.fit(2, 5e-2)
+        except FloatingPointError: learn.fit(2, 1e-2)
+    return {**result(learn), 'left':[type(o).__name__ for o in (learn.model, *learn.dls.loaders)]}
+def test_after_an_error_the_learner_fits_again_as_one_process_does(both):
+    one,(a,b) = again(0),both(again)
+    assert a['left']==b['left']==['BYOL','TfmdDL','TfmdDL']
+    assert same_sd(a['model'], b['model']) and near(one, a) and len(a['losses'])==8
 
 # --- only the first process writes
 
-def writes(path):
-    out = io.StringIO(); learn = byol_learn(dls_of(8), path=path); learn.logger = print
-    with redirect_stdout(out): fit(learn, 1)
-    save_body(learn, path/f'body{rank_distrib()}'); learn.save(f'm{rank_distrib()}'); return out.getvalue()
-def test_only_the_first_process_writes(tmp_path):
-    a,b = in_two(writes, tmp_path); assert a.startswith('[0, ') and b=='' and {o.name for o in tmp_path.rglob('*.*')}=={'body0.safetensors','m0.pth'}
+@in_both
+def writes(folder):
+    folder = folder/'writes'
+    learn = byol_learn(dls_of(8), path=folder)
+    learn.logger = print
+    with redirect_stdout(io.StringIO()) as out: fit(learn, 1)
+    save_body(learn, folder/f'body{rank_distrib()}')
+    learn.save(f'm{rank_distrib()}')
+    return out.getvalue()
+def test_only_the_first_process_writes(both, results):
+    a,b = both(writes)
+    assert a.startswith('[0, ') and b==''
+    assert {o.name for o in (results[1]/'writes').rglob('*.*')}=={'body0.safetensors','m0.pth'}
 
 # --- checkpoints
 
@@ -260,76 +321,121 @@ class Stop(Callback):
     def after_epoch(self):
         if self.at==(self.epoch+1,0): raise KeyboardInterrupt
 
-def checkpointed(d, at, seed):
-    "Four epochs; stopped at `at`, or gone on with where a checkpoint is there"
-    set_seed(seed); learn = byol_learn(dls_of(8), views=None, size=16, cbs=[CheckpointCallback(d, every_batches=1, monitor='valid_loss', keep=None), *([Stop(*at)] if at else [])])
-    with redirect_stdout(io.StringIO()): learn.resume(d, missing_ok=True)
-    try: fit(learn, 3, 1e-2, 'fit_one_cycle')
+def checkpointed(folder, seed, at=None):
+    "Two epochs; stopped at `at`, or resumed where a checkpoint is"
+    distrib_barrier() # the run before has been written
+    set_seed(seed)
+    cbs = [CheckpointCallback(folder, every_batches=1, monitor='valid_loss', keep=None), *([Stop(*at)] if at else [])]
+    learn = byol_learn(dls_of(8, 40), views=None, size=16, cbs=cbs)
+    with redirect_stdout(io.StringIO()): learn.resume(folder, missing_ok=True)
+    try: fit(learn, 2, 1e-2, 'fit_one_cycle')
     except KeyboardInterrupt: pass
-    return result(learn) if not at else None
+    return learn
 
-@pytest.mark.parametrize('at', [(2,0),(1,2)])
-def test_a_resumed_run_is_the_same_on_all_ranks(tmp_path, at):
-    whole = in_two(checkpointed, tmp_path/'a', None, 1); in_two(checkpointed, tmp_path/'b', at, 1)
-    st = load_state(checkpoints(tmp_path/'b')[0]); assert (st['epoch'],st['batch'])==at and len(st['chance'])==2 and not torch.equal(*[o['rng']['torch'] for o in st['chance']])
-    again = in_two(checkpointed, tmp_path/'b', None, 5)
-    for a,b in zip(whole, again): assert same_sd(a['model'], b['model']) and a['losses']==b['losses'] and a['taus']==b['taus'] and a['values']==b['values']
-    assert (tmp_path/'b'/'best.ckpt').exists()
+stops = (1,0),(1,1)
+@in_both
+def resumed(folder):
+    res = [result(checkpointed(folder/'whole', 1))]
+    for at in stops:
+        checkpointed(folder/f'{at}', 1, at)
+        res.append(result(checkpointed(folder/f'{at}', 5)))
+    checkpointed(folder/'stopped', 1, (1,1))
+    return res
+def test_a_resumed_run_is_the_same_on_all_ranks(both, results):
+    for whole,*others in both(resumed):
+        for o in others: assert same_sd(whole['model'], o['model']) and {**whole, 'model':0}=={**o, 'model':0}
+    assert (results[1]/'whole'/'best.ckpt').exists()
+    states = load_state(checkpoints(results[1]/'stopped')[0])['chance']
+    assert len(states)==2 and not torch.equal(*[o['rng']['torch'] for o in states])
 
-def test_resume_in_another_number_of_processes_warns(tmp_path):
-    in_two(checkpointed, tmp_path, (1,0), 1)
-    with pytest.warns(UserWarning, match='2 processes, now there are 8 and 1'): one = checkpointed(tmp_path, None, 5)
-    assert np.isfinite(one['losses']).all()
+def test_another_number_of_processes_is_told(both, results):
+    both(resumed)
+    with pytest.warns(UserWarning, match=r'processes=2 \(now 1\)'): one = checkpointed(results[1]/'stopped', 5)
+    assert np.isfinite(result(one)['losses']).all()
+
+@in_both
+def busy_folder(folder):
+    "The first process alone finds that the folder is taken, and all of them stop"
+    (folder/'taken'/'run001_epoch0001.ckpt').mkdir(parents=True, exist_ok=True)
+    learn = byol_learn(dls_of(8), cbs=CheckpointCallback(folder/'taken'))
+    try: fit(learn, 1)
+    except ValueError as e: return str(e)
+def test_a_folder_that_holds_a_run_stops_all_processes(both):
+    assert all('of another run' in o for o in both(busy_folder))
 
 # --- monitors
 
-def watched(bs, monitors=True):
-    set_seed(0); dls = digits(bs); dls.c = 10
+def watched(monitors):
+    dls = digits(n_at_once(32))
+    dls.c = 10
     cbs = [KNNCallback(digits(16), k=5), OnlineProbe(), HealthMonitor(n_items=32)] if monitors else None
-    learn = byol_learn(dls, small_byol(bn=False, n_in=1), cbs=cbs, opt_func=partial(SGD, mom=.9)); fit(learn, 3)
-    if not monitors: return result(learn)
-    return {**result(learn), 'knn':learn.knn.history.knn.tolist(), 'probe':learn.probe.history.to_dict('list'), 'head':learn.probe.head[1].weight.detach(), 'health':learn.health.history.drop(columns=['loss','grad_norm'], errors='ignore')}
+    return fit(byol_learn(dls, small_byol(bn=False, n_in=1), cbs=cbs, opt_func=momentum))
 
-def test_monitors_see_the_data_of_all_processes_and_leave_training_alone():
-    plain,_ = in_two(watched, 16, False); a,b = in_two(watched, 16); one = watched(32)
+@in_both
+def unwatched_run(_): return result(watched(False))
+@in_both
+def watched_run(_):
+    learn = watched(True)
+    tables = [o.history.to_dict('list') for o in (learn.knn, learn.probe)]
+    tables += [learn.health.history['std'].tolist()]
+    return {**result(learn), 'tables':tables, 'head':learn.probe.head[1].weight.detach()}
+def test_monitors_see_the_data_of_all_processes_and_leave_training_alone(both):
+    (plain,_),(a,b),one = both(unwatched_run),both(watched_run),watched(True)
     assert same_sd(plain['model'], a['model']) and plain['losses']==a['losses'] # to the bit
-    assert a['knn']==b['knn'] and np.allclose(a['knn'], one['knn'], atol=1e-5) and len(a['knn'])==4 and a['knn'][-1]>.3
-    assert a['probe']==b['probe'] and torch.equal(a['head'], b['head']) # the classifier is one, trained on the labels of both
-    pd.testing.assert_frame_equal(a['health'], b['health']); assert len(a['health'])==4 and np.isfinite(a['health']['std']).all()
+    np.testing.assert_allclose(a['tables'][0]['knn'], one.knn.history.knn, atol=1e-5)
+    assert a['tables']==b['tables'] and np.isfinite(a['tables'][2]).all()
+    assert torch.equal(a['head'], b['head']) # the classifier is one, trained on the labels of both
 
 # --- and the rest of fastai
 
-def classify():
-    x,y = noise(40),[i%2 for i in range(40)]
-    learn = hush(byol_vision_learner(image_dls(x, y=y, bs=4, shuffle=True), small_byol(), n_out=2, loss_func=CrossEntropyLossFlat(), metrics=accuracy)); fit(learn, 1, 1e-3, 'fine_tune')
-    assert any(isinstance(m, nn.BatchNorm2d) for m in learn.model.modules()); return {k:v for k,v in sd_of(learn).items() if 'running' not in k and 'num_b' not in k}
-def test_a_classifier_with_batch_norm_trains_on_cpus():
-    a,b = in_two(classify); assert same_sd(a, b)
-
-def twice():
+@in_both
+def twice(_):
     learn = byol_learn(dls_of(8))
-    with learn.distrib_ctx(): learn.fit(1, 1e-2); v = learn.validate(); learn.fit(1, 1e-2); w = learn.validate(), learn.validate()
-    return sd_of(learn),list(v),[list(o) for o in w],hasattr(learn, 'byol_trainer'),type(learn.dls.train).__name__
-def test_two_fits_and_validation():
-    (a,v,w,left,dl),(b,*_) = in_two(twice); assert same_sd(a, b) and w[0]==w[1] and not left and dl=='TfmdDL'
+    with learn.distrib_ctx():
+        learn.fit(1, 1e-2)
+        v = learn.validate()
+        learn.fit(1, 1e-2)
+        w,u = learn.validate(),learn.validate()
+    left = [o for o in learn.cbs if isinstance(o, DistributedTrainer)]
+    return sd_of(learn),list(w)==list(u),left,type(learn.dls.train).__name__
+def test_two_fits_and_validation(both):
+    (a,same_loss,left,dl),(b,*_) = both(twice)
+    assert same_sd(a, b) and same_loss and left==[] and dl=='TfmdDL'
 
-def test_batch_norm_goes_and_comes_back():
-    for m in (small_byol(), BYOL('mobilenetv3_small_050', hidden_size=8)):
-        x = noise(4,32); before = str(m); old = sync_bn_(m); assert not any(type(o) in (nn.BatchNorm2d,nn.BatchNorm1d) or 'BatchNormAct2d'==type(o).__name__ for o in m.modules())
-        m.train(); m(x,x); m.targets(x,x); sd = sd_of(m); undo_sync_bn_(m, old); assert str(m)==before and same_sd(sd, sd_of(m))
-        with eval_mode(m): y = m.embed(x)
-        sync_bn_(m)
-        with eval_mode(m): assert torch.equal(m.embed(x), y) # timm's activation is still there
+def test_other_learners_and_fastais_functions_are_left_alone():
+    assert {f.__module__ for f in (Learner.to_distributed, Learner.detach_distributed)}=={'fastai.distributed'}
+    assert DistributedDL._broadcast.__module__=='fastai.distributed'
+    learn = hush(Learner(dls_of(8), conv_body(), loss_func=noop))
+    cbs = learn.to_distributed(cpu=True).cbs
+    assert [type(o) for o in cbs if 'Distributed' in type(o).__name__]==[DistributedTrainer]
 
-def test_a_byol_gets_its_own_trainer():
-    cbs = lambda learn: [o for o in learn.to_distributed(sync_bn=False, cpu=True).cbs if isinstance(o, DistributedTrainer)]
-    assert [type(o) for o in cbs(byol_learn(dls_of(8)))]==[BYOLTrainer]
-    assert [type(o) for o in cbs(hush(Learner(dls_of(8), conv_body(), loss_func=noop)))]==[DistributedTrainer]
+@pytest.mark.parametrize('world,want', [('',[]), ('2',[DistributedBYOL])])
+def test_a_learner_that_pretrains_has_our_callback_in_several_processes(monkeypatch, world, want):
+    monkeypatch.setenv('ACCELERATE_USE_CPU', 'true')
+    monkeypatch.setenv('WORLD_SIZE', world or '0')
+    assert [type(o) for o in byol_learn(dls_of(8)).cbs if 'Distributed' in type(o).__name__]==want
+
+def test_batch_norm_of_online_network_and_target_sees_all_processes_on_a_gpu(tmp_path):
+    cbs = [DistributedBYOL(),DistributedTrainer(cpu=True)]
+    learn = byol_learn(dls_of(8), BYOL('mobilenetv3_small_050', hidden_size=8), cbs=cbs)
+    before,keys = learn.model.embed(noise(4,32)),[*learn.model.state_dict()]
+    n_norms = len(batch_norms(learn.model))
+    learn.distributed_byol._prepare(SimpleNamespace(device=torch.device('meta'), ddp_handler=None)) # stands for a GPU
+    assert all(isinstance(o, nn.SyncBatchNorm) for o in batch_norms(learn.model))
+    assert [*learn.model.state_dict()]==keys and len(batch_norms(learn.model))==n_norms
+    assert torch.equal(learn.model.embed(noise(4,32)), before) # timm's activations are still there
+    body,_ = load_body(save_body(learn, tmp_path/'body'))
+    assert not any(isinstance(o, nn.SyncBatchNorm) for o in body.modules())
 
 def test_one_process_alone_is_left_alone():
-    a = byol_learn(dls_of(8)); b = byol_learn(dls_of(8), deepcopy(a.model)); s = torch.get_rng_state()
-    for l in (a,b): torch.set_rng_state(s); l.dls.train.rng = random.Random(1); fit(l, 1) if l is a else l.fit(1, 5e-2)
-    assert same_sd(sd_of(a), sd_of(b)) and not hasattr(a, 'byol_trainer')
+    a = byol_learn(dls_of(8))
+    b = byol_learn(dls_of(8), deepcopy(a.model))
+    state = torch.get_rng_state()
+    for learn in (a,b):
+        torch.set_rng_state(state)
+        learn.dls.train.rng = random.Random(1)
+        fit(learn, 1) if learn is a else learn.fit(1, 5e-2)
+    assert same_sd(sd_of(a), sd_of(b))
 
 # --- as a user starts it
 
@@ -345,9 +451,11 @@ torch.save(learn.model.state_dict(), f'{sys.argv[2]}/{num_distrib()}_{rank_distr
 @pytest.mark.slow
 def test_torchrun(tmp_path):
     (tmp_path/'s.py').write_text(script)
-    for cmd in ([sys.executable], [sys.executable,'-m','torch.distributed.run','--standalone','--nproc_per_node','2']):
-        res = subprocess.run([*cmd, tmp_path/'s.py', Path(__file__).parent, tmp_path], capture_output=True, text=True, timeout=300)
+    run = [sys.executable,'-m','torch.distributed.run','--standalone','--nproc_per_node']
+    for cmd in ([sys.executable], [*run,'1'], [*run,'2']):
+        cmd = [*cmd, tmp_path/'s.py', Path(__file__).parent, tmp_path]
+        res = subprocess.run(cmd, capture_output=True, text=True, timeout=300)
         assert res.returncode==0, res.stderr[-2000:]
-    one,a,b = (torch.load(tmp_path/f) for f in ('0_0.pth','2_0.pth','2_1.pth'))
-    assert same_sd(a, b)
+    one,launched,a,b = (torch.load(tmp_path/f) for f in ('0_0.pth','1_0.pth','2_0.pth','2_1.pth'))
+    assert same_sd(a, b) and same_sd(one, launched)
     for k in one: torch.testing.assert_close(a[k], one[k], rtol=0, atol=1e-5)
