@@ -8,7 +8,7 @@ Docs: https://fastbyol.github.io/fastbyol/data.html.md"""
 __all__ = ['decode_each', 'identity', 'cache_folder', 'open_cache', 'CacheError', 'cached_images', 'clear_cache', 'image_exts',
            'find_images', 'open_image', 'square_image', 'OpenFnError', 'load_square', 'decode_images',
            'warn_unreadable', 'KeptImages', 'move_images', 'MemoryDL', 'is_empty', 'first_image', 'OpenImage',
-           'unlabelled_dls', 'few_labels', 'split_files', 'labelled_dls']
+           'unlabelled_dls', 'few_labels', 'split_files', 'labelled_dls', 'mark_output']
 
 # %% ../nbs/04_data.ipynb #76ff1ea6
 import contextlib,dis,psutil,hashlib,importlib,json,mmap,os,platform,secrets,shutil,stat,struct,sys,time,types,zlib
@@ -739,3 +739,10 @@ def _labelled_in_memory(train, test, size, n_in, bs):
     dls = DataLoaders(dl(train, shuffle=True, drop_last=True), dl(test), device=default_device())
     dls.vocab = vocab
     return dls
+
+# %% ../nbs/04_data.ipynb #5f756e06
+def mark_output(
+    folder:str|Path # folder that a run writes to
+):
+    "Mark `folder` as ours: pictures in it are no images of yours"
+    (Path(folder)/'.fastbyol').touch()
