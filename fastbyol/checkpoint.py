@@ -9,8 +9,8 @@ __all__ = ['save_state', 'load_state', 'rng_state', 'set_rng_state', 'training_s
            'lock_folder']
 
 # %% ../nbs/13_checkpoint.ipynb #f1b64b93
-import hashlib,platform,random
-from contextlib import contextmanager
+import hashlib,random,socket
+from contextlib import nullcontext
 from filelock import FileLock,Timeout
 from fastai.vision.all import *
 from fastai.callback.training import GradientAccumulation
@@ -423,19 +423,20 @@ def resume(self:Learner,
     if not rank_distrib(): print(f"{file}: {st['epoch']} of {st['n_epoch']} epochs" + (f" and {st['batch']} of {st['n_iter']} batches" if st['batch'] else '') + ' are done')
     return self
 
-# %% ../nbs/13_checkpoint.ipynb #02b65772
-@contextmanager
+# %% ../nbs/13_checkpoint.ipynb #bbb8c48b
 def lock_folder(
-    folder:str|Path # folder that a run writes to
-):
-    "Keep other processes out of `folder` within the context; a `ValueError` says which process has it"
-    file = Path(folder)/'.lock'
-    lock = FileLock(file, timeout=0)
-    try: lock.acquire()
-    except Timeout as e:
-        holder = file.with_name('.lock.json').read_text()
-        raise ValueError(f"{folder} is being written to by {holder}: wait for it, or choose another folder") from e
-    try:
-        file.with_name('.lock.json').write_text(f'process {os.getpid()} on {platform.node()}')
-        yield
-    finally: lock.release()
+    folder:str|Path # folder that one run writes to; made where it does not exist
+): # a context manager, entered already: the folder is free when it ends, or when the process does
+    "Keep other processes from writing to `folder`; a `BlockingIOError` says which one holds it"
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = folder/'.holder'
+    try: lock = FileLock(folder/'.lock', timeout=0, is_singleton=True).acquire()
+    except Timeout:
+        name = holder.read_text() if holder.exists() else 'another process'
+        raise BlockingIOError(f"{folder} is in use by {name}: wait for it, or choose another folder") from None
+    except (OSError,NotImplementedError) as e:
+        warn(f"{folder} cannot be locked ({e}): let no other run write to it")
+        return nullcontext()
+    holder.write_text(f'process {os.getpid()} on {socket.gethostname()}')
+    return lock

@@ -41,7 +41,7 @@ def _work(name, args):
     from fastbyol import commands # which imports torch
     return getattr(commands, name)(SimpleNamespace(**args))
 
-# %% ../nbs/19_cli.ipynb #36afcce6
+# %% ../nbs/19_cli.ipynb #c4075b7a
 def pretrain(
     folder:str, # folder of images, of any layout; labels are not used
     arch:str=None, # timm name of the body; resnet50 when left out
@@ -76,7 +76,7 @@ def pretrain(
     "Pretrain a body with BYOL on a folder of unlabelled images. Repeat the command to resume a run that was stopped."
     return _work('run_pretrain', locals())
 
-# %% ../nbs/19_cli.ipynb #c020c4e9
+# %% ../nbs/19_cli.ipynb #ba18d047
 def finetune(
     body:str, # file from fastbyol-pretrain or `save_body`
     folder:str, # labelled folder: a folder for each class, or train and val with such folders
@@ -97,7 +97,7 @@ def finetune(
     "Train a classifier on a labelled folder from a pretrained body, and report its accuracy"
     return _work('run_finetune', locals())
 
-# %% ../nbs/19_cli.ipynb #71c537df
+# %% ../nbs/19_cli.ipynb #5954cccf
 def evaluate(
     body:str, # file from fastbyol-pretrain or `save_body`
     folder:str, # labelled folder: a folder for each class, or train and val with such folders
@@ -117,7 +117,7 @@ def evaluate(
     "Tell what a pretrained body is worth on a labelled folder: nearest neighbours, a linear classifier, and few labels"
     return _work('run_eval', locals())
 
-# %% ../nbs/19_cli.ipynb #fe42a855
+# %% ../nbs/19_cli.ipynb #08c017b9
 def embed(
     body:str, # file from fastbyol-pretrain or `save_body`
     folder:str, # folder of images, of any layout
@@ -130,7 +130,7 @@ def embed(
     "Write the representations of all images of a folder, with the names of their files"
     return _work('run_embed', locals())
 
-# %% ../nbs/19_cli.ipynb #b432a825
+# %% ../nbs/19_cli.ipynb #3d94f294
 def demonstrate(
     path:str=None, # your own images, in a folder for each class; the digits when left out
     data:str='digits', # digits (scikit-learn's), or imagenette (downloaded through fastai)

@@ -7,7 +7,7 @@ Docs: https://fastbyol.github.io/fastbyol/commands.html.md"""
 # %% auto #0
 __all__ = ['StopSignals', 'EpochLog', 'run_pretrain', 'run_finetune', 'plot_eval', 'run_eval', 'run_embed']
 
-# %% ../nbs/17_commands.ipynb #39de5a6e
+# %% ../nbs/17_commands.ipynb #d64cd027
 import hashlib,importlib.util,json,shutil,signal,sys,threading,timm
 from contextlib import contextmanager,nullcontext
 from .core import *
@@ -65,7 +65,7 @@ class StopSignals(Callback):
     def after_fit(self): self.restore()
     def __getstate__(self): return {**self.__dict__, '_old':{}, 'save':noop}
 
-# %% ../nbs/17_commands.ipynb #daf07763
+# %% ../nbs/17_commands.ipynb #42a18161
 class EpochLog(CSVLogger):
     "fastai's `CSVLogger` that counts epochs from fit to fit; an epoch that is trained again replaces its row"
     rows = None
@@ -99,7 +99,7 @@ def _tensorboard(folder):
             self.writer.add_scalar = lambda name,value,step: isinstance(value, numbers) and add(name, value, step)
     return TensorBoard(trace_model=False, log_preds=False)
 
-# %% ../nbs/17_commands.ipynb #2a1e7846
+# %% ../nbs/17_commands.ipynb #19c36059
 def _print_epoch(recorder, log):
     values = {k:v for k,v in zip(recorder.metric_names[1:], log[1:]) if v is not None and v==v}
     columns = [f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k,v in values.items()]
@@ -116,7 +116,7 @@ def _add_logs(learn, out, bar, name='', append=False):
     if not append and not rank_distrib(): shutil.rmtree(folder, ignore_errors=True)
     learn.add_cb(_tensorboard(folder))
 
-# %% ../nbs/17_commands.ipynb #6cbccc5c
+# %% ../nbs/17_commands.ipynb #b0183fd9
 @contextmanager
 def _output(opts):
     "The folder `--out`: made, marked and locked"
@@ -141,7 +141,7 @@ def _body_for_files(opts):
     if meta['n_in'] in (1,3,4): return (net,meta),opts.size or meta.get('view_size') or 224
     raise ValueError(f"{opts.body} takes {meta['n_in']} channels, files have 1, 3 or 4: use it in Python")
 
-# %% ../nbs/17_commands.ipynb #fd127631
+# %% ../nbs/17_commands.ipynb #b96b4b78
 _settings = '''arch epochs preset bs size opt lr wd tau warmup effective_bs norm n_in pretrained small_stem teacher
     precision seed'''
 _defaults = dict(arch='resnet50', epochs=100, size=224, norm='batch', n_in=3, pretrained=False, small_stem=False,
@@ -201,7 +201,7 @@ def run_pretrain(
         else: _report_pretrain(opts, out, learn)
     return stop.exit_code
 
-# %% ../nbs/17_commands.ipynb #58704f71
+# %% ../nbs/17_commands.ipynb #e2ab0592
 def _pretrain(opts, out, files, r):
     "Train, from the newest checkpoint where there is one"
     # each of several processes on a machine has its GPU from the start
