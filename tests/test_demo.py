@@ -21,7 +21,9 @@ def test_digits_become_the_files_of_their_classes(tmp_path):
 def test_no_classes_is_an_error(tmp_path):
     with pytest.raises(ValueError, match='folder for each class'): D.demo(class_folders(tmp_path/'x', classes='a'))
 
-def test_own_images_from_the_command_line(tmp_path, capsys):
+def test_own_images_from_the_command_line(tmp_path, capsys, monkeypatch):
+    def few(*args, **kwargs): return label_efficiency(*args, **{**kwargs, 'steps':1})
+    monkeypatch.setattr(D, 'label_efficiency', few)
     data,out = class_folders(tmp_path/'x'),tmp_path/'out'/'d.png'
     def demo(path): return cli.run_command(cli.demonstrate, 'fastbyol-demo', [str(o) for o in ('--path', path, *args)])
     args = ['--size', 16, '--epochs', 1, '--bs', 8, '--draws', 1, '--out', out]
