@@ -1,6 +1,7 @@
 "Everything a user needs: `from fastai.vision.all import *` and then `from fastbyol.all import *`"
 from importlib import import_module
 
+from . import core as _core  # first: it silences a warning of torch about fastai and kornia
 from .body import pool_features, reset_weights, small_stem_
 from .views import Clip, FusedView, blur_kernel, byol_views
 from .model import BYOL, BYOLLoss, byol_loss, mlp_head

@@ -10,11 +10,14 @@ __all__ = ['check_counts', 'check_view_size', 'plain_label', 'eval_mode', 'fixed
            'with_progress', 'gather_objects']
 
 # %% ../nbs/00_core.ipynb #a06d9a52
-import os,random,sys
+import os,random,sys,warnings
 import torch.distributed as dist
 from contextlib import contextmanager
 from fastcore.imports import IN_NOTEBOOK
-from fastai.vision.all import *
+with warnings.catch_warnings(): # as they are imported, fastai and kornia call what torch no longer recommends
+    warnings.filterwarnings('ignore', '.*torch.jit.script', FutureWarning)
+    import kornia.augmentation
+    from fastai.vision.all import *
 
 # %% ../nbs/00_core.ipynb #7e6b24aa
 def check_counts(

@@ -1,136 +1,174 @@
-"The commands: what they write, how they stop and go on, and what they say of bad input"
+"The commands: what they write, how they stop and resume, and what they say of bad input"
 from conftest import *
+from contextlib import redirect_stdout
+from filelock import FileLock
+from fastbyol import cli, commands, demo
 from fastbyol.data import load_square
 from fastbyol.explore import embed_images
-from fastbyol.demo import main
-import json, signal, subprocess, sys, time
-from fastbyol import cli
+import io, json, shutil, signal, subprocess, sys, time
 
-def photos(path, n=24, classes='ab', size=24):
+def photos(path, n=12, classes='ab', size=16):
     for k,c in enumerate(classes):
         (path/c).mkdir(parents=True)
-        for i,o in enumerate(noise(n, size, seed=k)): PILImage.create((o.permute(1,2,0)*255*(.5+.5*k)).byte().numpy().copy()).save(path/c/f'{i}.png')
+        for i,o in enumerate(noise(n, size, seed=k)):
+            array = (o.permute(1,2,0)*255*(.5+.5*k)).byte().numpy()
+            PILImage.create(array.copy()).save(path/c/f'{i}.png')
     return path
 
-small = ['--arch','test_resnet.r160_in1k','--size','16','--bs','8','--no-bar','--precision','fp32']
+small = ['--arch','test_resnet.r160_in1k','--size',16,'--bs',8,'--no-bar','--precision','fp32']
+names = {cli.pretrain:'pretrain', cli.finetune:'finetune', cli.evaluate:'eval', cli.embed:'embed',
+         cli.demonstrate:'demo'}
 
-def command(tmp_path, name, *args, **kw):
-    "Run a command as a process of its own"
-    f = tmp_path/'run.py'; f.write_text(f'from fastbyol.cli import {name}_main\n{name}_main()')
-    return subprocess.run([sys.executable, '-W', 'ignore', f, *map(str, args)], capture_output=True, text=True, timeout=600, **kw)
+def run(func, *args): return cli.run_command(func, f'fastbyol-{names[func]}', [str(o) for o in args])
 
-def run(func, *args): return cli.run_command(func, f'fastbyol-{func.__name__}', [str(o) for o in args])
+def python(code, *args, **env):
+    command = [sys.executable, '-c', code, *map(str, args)]
+    env = {**os.environ, **env}
+    return subprocess.run(command, capture_output=True, text=True, errors='replace', timeout=600, env=env)
 
-def test_help_is_readable(capsys):
-    for f in (cli.pretrain,cli.finetune,cli.evaluate,cli.embed):
-        with pytest.raises(SystemExit) as e: run(f, '--help')
-        text = capsys.readouterr().out
-        assert e.value.code==0 and f.__doc__.split('.')[0] in ' '.join(text.split())
-        for p in inspect.signature(f).parameters.values(): assert p.name.replace('_','-') in text or p.name in text, p.name
+def body_of(file, arch='test_resnet.r160_in1k', **kwargs):
+    model = BYOL(arch, **kwargs)
+    model.view_size = 16
+    return save_body(model, file)
 
-@pytest.mark.parametrize('main', ['pretrain_main','finetune_main','eval_main','embed_main'])
-def test_commands_know_their_own_names(main, monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['x', '--help'])
-    with pytest.raises(SystemExit) as e: getattr(cli, main)()
-    assert not e.value.code and capsys.readouterr().out.startswith(f'usage: fastbyol-{main.removesuffix("_main")} ')
+@pytest.fixture
+def data(tmp_path): return photos(tmp_path/'data')
 
-def test_the_picture_of_an_evaluation():
-    y = [i%2 for i in range(24)]; dls = image_dls(noise(24), y=y); model = small_byol()
-    few = label_efficiency(model, dls, per_class=(1,2), seeds=1, contestants=('BYOL, linear','pixels, nearest'))
-    fig = cli.plot_eval({'kNN':(.9,.5), 'linear':(.8,.4)}, few, embed_images(model, dls.valid)); a,b,c = fig.axes[:3]
-    assert [round(o.get_height()) for o in a.patches]==[90,80,50,40] and {o.get_text() for o in b.get_legend().get_texts()}=={'BYOL, linear','pixels, nearest'} and c.get_children()
-    plt.close('all')
+@pytest.fixture(scope='module')
+def body_file(tmp_path_factory):
+    set_seed(0)
+    return body_of(tmp_path_factory.mktemp('body')/'b.safetensors')
+
+def args_of(func, data, out, body_file):
+    "The quickest way through each command"
+    short = ['--epochs', 1, '--freeze-epochs', 0, '--bs', 8, '--num-workers', 0, '--scratch', '--no-bar']
+    quick = dict(pretrain=[data, '--epochs', 1, '--out', out, *small],
+                 finetune=[body_file, data, *short, '--out', out],
+                 eval=[body_file, data, '--steps', 1, '--draws', 1, '--per-class', 1, '--out', out],
+                 embed=[body_file, data, out/'e.npz', '--no-bar'],
+                 demo=['--path', data, '--size', 16, '--epochs', 1, '--bs', 8, '--draws', 1, '--out', out/'d.npz'])
+    return quick[names[func]]
+
+# --- what every command does
+
+every = pytest.mark.parametrize('func', names, ids=names.values())
+
+@every
+def test_help_names_every_option(func, capsys):
+    with pytest.raises(SystemExit) as e: run(func, '--help')
+    text = capsys.readouterr().out
+    assert e.value.code==0 and text.startswith(f'usage: fastbyol-{names[func]} ')
+    for name in inspect.signature(func).parameters: assert name.replace('_','-') in text or name in text, name
+
+def test_help_and_wrong_options_are_answered_without_torch():
+    res = python('''
+import sys
+from fastbyol import cli
+for main in ('pretrain_main','finetune_main','eval_main','embed_main','demo_main'):
+    for option in ('--help','--nonsense'):
+        sys.argv = ['x', option]
+        try: getattr(cli, main)()
+        except SystemExit as e: assert e.code==(0 if option=='--help' else 2)
+assert not {'torch','fastai','numpy'} & set(sys.modules)''')
+    assert res.returncode==0, res.stderr
+    for name in names.values():
+        assert f'usage: fastbyol-{name} ' in res.stdout and f'fastbyol-{name}: error: ' in res.stderr
 
 def test_options_are_spelled_either_way():
-    known = {'--num-workers','--n_in','--bs'}
-    assert cli._spelled(['--num_workers','2','--n-in=1','--bs','a_b','x-y','--other_one'], known)==['--num-workers','2','--n_in=1','--bs','a_b','x-y','--other_one']
+    got = []
+    def func(x:str, num_workers:int=0, n_in:int=3): got.append((x, num_workers, n_in))
+    cli.run_command(func, 'x', ['a_b','--num_workers','2','--n_in=1'])
+    cli.run_command(func, 'x', ['a_b','--num-workers','2','--n-in=1'])
+    assert got==[('a_b',2,1)]*2
 
-def test_a_line_for_each_epoch(capsys, tmp_path):
-    cli.epoch_line(['epoch','train_loss','valid_loss','knn','time'], 3)([0, 1.23456, None, float('nan'), '00:01'])
-    assert capsys.readouterr().out=='epoch 1/3  train_loss 1.235  time 00:01\n'
-    learn = byol_learn(cbs=cli.JsonLines(tmp_path/'a'/'log.jsonl')); learn.fit(2, 1e-3); learn.validate()
-    rows = [json.loads(o) for o in (tmp_path/'a'/'log.jsonl').read_text().splitlines()]
-    assert [o['epoch'] for o in rows]==[1,2] and all(o['lr']==1e-3 and o['train_loss']>0 for o in rows)
+errors = [(ValueError('wrong'),2), (FileNotFoundError('wrong'),2), (KeyboardInterrupt(),130), (None,0)]
 
-def test_a_signal_ends_the_run_after_its_batch(tmp_path):
-    saved,old = [],signal.getsignal(signal.SIGTERM)
-    class Kill(Callback):
-        def after_batch(self):
-            if self.iter==1: os.kill(os.getpid(), signal.SIGTERM)
-    learn = byol_learn(cbs=[cli.StopSignals(lambda: saved.append(1)), Kill()]); learn.fit(5, 1e-3)
-    assert saved==[1] and learn.iter<=2 and learn.epoch==0 and signal.getsignal(signal.SIGTERM)==old
+@pytest.mark.parametrize('error,code', errors)
+def test_exit_codes(error, code, capsys):
+    def func():
+        if error: raise error
+    assert cli.run_command(func, 'x', [])==code
+    assert capsys.readouterr().err==('x: wrong\n' if code==2 else '')
 
-def test_pretrain_then_finetune(tmp_path, capsys):
-    data,out = photos(tmp_path/'data'),tmp_path/'run'
-    assert run(cli.pretrain, data, '--epochs', 2, '--out', out, '--watch-knn', data, *small)==0
-    text = capsys.readouterr().out
-    assert 'Nearest neighbours' in text and 'epoch 2/2' in text and 'base_lr' in text
-    log = [json.loads(o) for o in (out/'log.jsonl').read_text().splitlines()]
-    assert [o['epoch'] for o in log]==[1,2] and {'train_loss','knn','std','rank','lr','tau','seconds','time'}<=log[0].keys()
-    body,meta = load_body(out/'body.safetensors')
-    assert meta['info']['epochs']==2 and meta['view_size']==16 and (out/'curves.png').exists() and (out/'checkpoints'/'best.ckpt').exists()
-    assert run(cli.finetune, out/'body.safetensors', data, '--out', tmp_path/'clas', '--epochs', 1, '--freeze-epochs', 1, '--bs', 8, '--scratch', '--no-bar')==0
-    text,report = capsys.readouterr().out,json.loads((tmp_path/'clas'/'report.json').read_text())
-    assert f"Accuracy {100*report['accuracy_pretrained']:.1f} %" in text and 'Pretraining was worth' in text and report['classes']==2 and report['train']+report['valid']==48
-    clas = load_learner(tmp_path/'clas'/'model.pkl')
-    assert clas.predict(data/'a'/'0.png')[0] in 'ab' and [json.loads(o)['epoch'] for o in (tmp_path/'clas'/'log.jsonl').read_text().splitlines()]==[1,2]
+def test_importing_everything_prints_nothing():
+    res = python('from fastbyol.all import *')
+    assert (res.returncode,res.stdout,res.stderr)==(0,'','')
 
-def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
-    data,args = photos(tmp_path/'data'),['--epochs', 1, '--out', tmp_path/'run', *small]
-    run(cli.pretrain, data, *args); first_ = load_body(tmp_path/'run'/'body.safetensors')[0].state_dict(); log = (tmp_path/'run'/'log.jsonl').read_text()
-    assert run(cli.pretrain, data, *args)==0
-    assert same_sd(first_, load_body(tmp_path/'run'/'body.safetensors')[0].state_dict()) and (tmp_path/'run'/'log.jsonl').read_text()==log
+@pytest.mark.parametrize('encoding', ['ascii','cp932'])
+def test_no_character_stops_a_command(encoding, tmp_path):
+    code = 'from fastbyol.cli import run_command\ndef f():\n    "±τé"\n    print("±τ·é")\n'
+    (tmp_path/'odd.py').write_text(code)
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    for argv in ([],['--help']):
+        code = f'from odd import f,run_command; run_command(f, "x", {argv})'
+        res = python(code, PYTHONIOENCODING=encoding, PYTHONPATH=path)
+        assert res.returncode==0 and '?' in res.stdout, res.stderr
 
-def test_images_on_disk(tmp_path):
-    data,cache = photos(tmp_path/'data'),tmp_path/'cache'
-    args = ['--epochs', 1, '--out', tmp_path/'run', '--in-memory', 'disk', '--cache-dir', cache, *small]
-    assert run(cli.pretrain, data, *args)==0 and len(list(cache.glob('*.images')))==1
-    assert run(cli.pretrain, data, *args[:-2], '--precision','fp32', '--in-memory','yes')==0 # where they are kept is no setting of the run
+def weights(model): return {k:v.tolist() for k,v in model.state_dict().items()}
 
-def test_other_settings_are_refused_for_a_run_that_is_there(tmp_path, capsys):
-    data,args = photos(tmp_path/'data'),['--epochs', 1, '--out', tmp_path/'run', *small]
-    assert run(cli.pretrain, data, *args)==0
-    assert run(cli.pretrain, data, *args, '--tau', .5)==2 and 'tau None before, 0.5 now' in capsys.readouterr().err
-    assert run(cli.pretrain, data, *args, '--tau', .5, '--overwrite')==0
+@pytest.fixture
+def no_picture(monkeypatch):
+    "Leave out what takes long and is tested elsewhere: the pictures, and the comparison of the demo"
+    def few(*args, **kwargs): return label_efficiency(*args, **{**kwargs, 'steps':1, 'contestants':contestants[:1]})
+    def write(learn, res, dls, out): np.savez(out, [o['std'] for o in learn.health.rows], res['mean'])
+    monkeypatch.setattr(commands, 'plot_eval', lambda *args: plt.figure())
+    monkeypatch.setattr(demo, 'plot_demo', write)
+    monkeypatch.setattr(demo, 'label_efficiency', few)
 
-@pytest.mark.parametrize('args,says', [(['nowhere'],'no folder'), (['--arch','resnet5'],'timm'), (['--epochs','0'],'epochs'), (['--bs','4096'],'4096'), (['--bs','1'],'bs'), (['--preset','x'],'preset'),
-    (['--size','4'],'size'), (['--precision','fp16'],'GPU'), (['--precision','int8'],'fp32'), (['--in-memory','maybe'],'in-memory'), (['--tau','2'],'tau'), (['--watch-knn','nowhere'],'nowhere'), (['--norm','x'],'norm')])
-def test_bad_input_is_a_line_and_exit_code_2(tmp_path, capsys, args, says):
-    data = photos(tmp_path/'data', 8); base = [tmp_path/args.pop(0) if args[0]=='nowhere' else data, '--out', tmp_path/'run', *small]
-    assert run(cli.pretrain, *base, *args)==2
+@every
+def test_one_seed_gives_the_same_figures_twice(func, data, tmp_path, body_file, no_picture):
+    figures = []
+    for name in 'ab':
+        out = tmp_path/name
+        assert run(func, *args_of(func, data, out, body_file))==0
+        if func is cli.pretrain: figures.append(weights(load_body(out/'body.safetensors')[0]))
+        if func is cli.finetune:
+            figures.append([weights(load_learner(out/'model.pkl').model), (out/'report.json').read_text()])
+        if func is cli.evaluate: figures.append((out/'eval.json').read_text())
+        if func is cli.embed: figures.append(np.load(out/'e.npz')['features'].tolist())
+        if func is cli.demonstrate: figures.append([o.tolist() for o in np.load(out/'d.npz').values()])
+        torch.rand(3)
+    assert figures[0]==figures[1]
+
+@every
+def test_a_broken_file_is_left_out_counted_and_named(func, data, tmp_path, body_file, capsys, no_picture):
+    whole = (data/'a'/'0.png').read_bytes()
+    for c in 'ab': (data/c/'cut.png').write_bytes(whole[:len(whole)//2])
+    assert run(func, *args_of(func, data, tmp_path/'out', body_file))==0
     err = capsys.readouterr().err
-    assert says in err and err.startswith('fastbyol-pretrain: ') and err.count('\n')==1
+    assert 'cut.png' in err and 'of 26' in err or err.count('cut.png')>1
 
-def test_finetune_wants_a_body_and_classes(tmp_path, capsys):
-    data = photos(tmp_path/'data', 8)
-    assert run(cli.finetune, tmp_path/'no', data)==2 and 'save_body' in capsys.readouterr().err
-    save_body(BYOL('test_resnet.r160_in1k'), tmp_path/'b')
-    assert run(cli.finetune, tmp_path/'b', data/'a')==2 and 'folder for each class' in capsys.readouterr().err
-    assert run(cli.finetune, tmp_path/'b', data, '--epochs', 0)==2
+work = {cli.pretrain:commands.run_pretrain, cli.finetune:commands.run_finetune, cli.evaluate:commands.run_eval,
+        cli.embed:commands.run_embed}
 
-def stopped(tmp_path, sig, wait, *args):
-    f = tmp_path/'run.py'; f.write_text('from fastbyol.cli import pretrain_main\npretrain_main()')
-    p = subprocess.Popen([sys.executable, '-W', 'ignore', f, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not wait() and p.poll() is None: time.sleep(.05)
-    p.send_signal(sig)
-    out,err = p.communicate(timeout=120)
-    return p.returncode,out,err
+@pytest.mark.parametrize('func', work, ids=[o.__name__ for o in work.values()])
+def test_all_options_reach_the_work(func, data, tmp_path, body_file, monkeypatch):
+    got = {}
+    monkeypatch.setattr(commands, work[func].__name__, lambda opts: got.update(vars(opts)))
+    assert run(func, *args_of(func, data, tmp_path/'out', body_file), '--bs', 3)==0
+    assert got.keys()==inspect.signature(func).parameters.keys() and got['bs']==3
 
-@pytest.mark.slow
-@pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, sig):
-    data = photos(tmp_path/'data', 100); assert len(find_images(data))==200
-    args = lambda out: [data, '--epochs', 6, '--out', tmp_path/out, *small]
-    assert command(tmp_path, 'pretrain', *args('whole')).returncode==0
-    log = tmp_path/'cut'/'log.jsonl'
-    code,out,err = stopped(tmp_path, sig, lambda: log.exists() and len(log.read_text().splitlines())>=2, *args('cut'))
-    assert code==(-9 if sig==signal.SIGKILL else 128+sig), err
-    assert not (tmp_path/'cut'/'body.safetensors').exists() and list((tmp_path/'cut'/'checkpoints').glob('run*.ckpt'))
-    res = command(tmp_path, 'pretrain', *args('cut')); assert res.returncode==0, res.stderr[-2000:]
-    assert same_sd(*(load_body(tmp_path/o/'body.safetensors')[0].state_dict() for o in ('whole','cut')))
-    assert [json.loads(o)['epoch'] for o in log.read_text().splitlines()]==[1,2,3,4,5,6]
-    res = command(tmp_path, 'finetune', tmp_path/'cut'/'body.safetensors', data, '--epochs', 1, '--out', tmp_path/'clas', '--no-bar')
-    assert res.returncode==0 and 'Accuracy' in res.stdout
+@pytest.mark.parametrize('func', [cli.pretrain,cli.finetune,cli.evaluate], ids=['pretrain','finetune','eval'])
+def test_a_folder_is_marked_and_of_one_job(func, data, tmp_path, body_file, capsys):
+    out = tmp_path/'out'
+    out.mkdir()
+    with FileLock(out/'.lock'): assert run(func, *args_of(func, data, out, body_file))==2 # of another job
+    assert 'is in use by' in capsys.readouterr().err and (out/'.fastbyol').exists()
+    assert run(func, *args_of(func, data, data, body_file))==2 and '--out' in capsys.readouterr().err
+
+@pytest.mark.parametrize('func', [cli.finetune,cli.evaluate,cli.embed], ids=['finetune','eval','embed'])
+def test_a_body_of_channels_that_files_do_not_have_is_refused(func, data, tmp_path, capsys):
+    body = body_of(tmp_path/'b2', n_in=2)
+    assert run(func, *args_of(func, data, tmp_path/'out', body))==2 and '2 channels' in capsys.readouterr().err
+
+# --- callbacks
+
+def test_a_signal_ends_the_run_after_its_batch():
+    saved,old = [],signal.getsignal(signal.SIGTERM)
+    learn = byol_learn(cbs=[commands.StopSignals(lambda: saved.append(1)), Kill(signal.SIGTERM, 2)])
+    learn.fit(5, 1e-3)
+    assert saved==[1] and (learn.epoch,learn.iter)==(0,1) and signal.getsignal(signal.SIGTERM)==old
+    assert learn.stop_signals.exit_code==143
 
 class Kill(Callback):
     "A signal in the training batch `at`, counted over all fits"
@@ -139,146 +177,298 @@ class Kill(Callback):
         self.n += self.training
         if self.training and self.n==self.at: os.kill(os.getpid(), self.sig)
 
-@pytest.mark.parametrize('sig,at', [(signal.SIGTERM,1), (signal.SIGINT,12)], ids=['frozen','unfrozen'])
-def test_a_stopped_finetune_leaves_a_classifier_of_what_was_trained(tmp_path, capsys, monkeypatch, body_file, sig, at):
-    data,out,show = photos(tmp_path/'data'),tmp_path/'deep'/'o',cli._show
-    monkeypatch.setattr(cli, '_show', lambda learn, *a: (show(learn, *a), learn.add_cb(Kill(sig, at))))
-    assert run(cli.finetune, body_file, data, '--out', out, '--epochs', 1, '--freeze-epochs', 1, '--bs', 4, '--no-bar', '--scratch', '--num-workers', 0)==128+sig
-    text,report = capsys.readouterr().out,json.loads((out/'report.json').read_text())
-    assert 'Stopped before the end' in text and report['stopped']=='pretrained' and f"{100*report['accuracy_pretrained']:.1f} %" in text and 'worth' not in text
-    assert load_learner(out/'model.pkl').predict(data/'a'/'0.png')[0] in 'ab' and (out/'log.jsonl').exists()==(at==12) and not (out/'log_scratch.jsonl').exists()
+def test_a_log_counts_epochs_over_fits_and_leaves_validation_out(tmp_path):
+    learn = byol_learn(cbs=commands.EpochLog('log.csv'), path=tmp_path)
+    learn.fit(2, 1e-3)
+    learn.validate()
+    learn.fit(1, 1e-3)
+    log = pd.read_csv(tmp_path/'log.csv')
+    assert log.epoch.tolist()==[0,1,2] and log.train_loss.notna().all() and 'time' in log
 
-def test_a_finetune_stopped_in_its_comparison_keeps_its_classifier(tmp_path, capsys, monkeypatch, body_file):
-    data,out,show,kill = photos(tmp_path/'data', 8),tmp_path/'o',cli._show,Kill(signal.SIGTERM, 8)
-    monkeypatch.setattr(cli, '_show', lambda learn, *a: (show(learn, *a), learn.add_cb(kill))) # of both learners
-    assert run(cli.finetune, body_file, data, '--out', out, '--epochs', 1, '--freeze-epochs', 1, '--bs', 4, '--no-bar', '--scratch', '--num-workers', 0)==143
-    report = json.loads((out/'report.json').read_text()); assert report['stopped']=='scratch' and 'accuracy_scratch' not in report and (out/'model.pkl').exists()
+def test_an_epoch_that_is_trained_again_replaces_its_row(tmp_path):
+    for n in (3,2): byol_learn(cbs=commands.EpochLog('log.csv', append=True), path=tmp_path).fit(n, 1e-9)
+    assert pd.read_csv(tmp_path/'log.csv').epoch.tolist()==[0,1,2]
+    byol_learn(cbs=commands.EpochLog('log.csv'), path=tmp_path).fit(1, 1e-3)
+    assert pd.read_csv(tmp_path/'log.csv').epoch.tolist()==[0]
 
-# --- several processes
+def scalars(folder):
+    acc = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    events = acc.EventAccumulator(str(folder))
+    events.Reload()
+    return {k:sorted({o.step for o in events.Scalars(k)}) for k in events.Tags()['scalars']}
+
+# --- fastbyol-pretrain
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    "A folder of photos and a finished run"
+    tmp = tmp_path_factory.mktemp('trained')
+    data,out = photos(tmp/'data'),tmp/'run'
+    with redirect_stdout(io.StringIO()) as text:
+        assert run(cli.pretrain, data, '--epochs', 1, '--out', out, '--watch-knn', data, *small)==0
+    return data,out,text.getvalue()
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    "A copy of that run, and its photos in another place"
+    for o in trained[:2]: shutil.copytree(o, tmp_path/o.name)
+    return tmp_path/'data',tmp_path/'run'
+
+def test_pretrain_writes_a_body_curves_and_logs(trained):
+    data,out,text = trained
+    for o in ('Nearest neighbours','epoch 1/1','base_lr','The body:'): assert o in text
+    body,meta = load_body(out/'body.safetensors')
+    assert meta['info']['epochs']==1 and meta['view_size']==16
+    assert (out/'curves.png').exists() and (out/'checkpoints'/'best.ckpt').exists() and (out/'.fastbyol').exists()
+    log = pd.read_csv(out/'log.csv')
+    assert log.epoch.tolist()==[0] and {'train_loss','knn','std','rank','time'}<={*log.columns}
+
+def test_tensorboard_gets_every_step_and_every_epoch(trained):
+    s = scalars(trained[1]/'tensorboard'/'fit1') # of LARS, whose settings are not all numbers
+    assert s['train_loss']==s['lr_0']==[1,2,3] and s['knn']==s['std']==[3]
+
+def test_a_finished_run_is_left_as_it_is(copy):
+    data,out = copy
+    def files(): return load_body(out/'body.safetensors')[0].state_dict(),(out/'log.csv').read_text()
+    body,log = files()
+    assert run(cli.pretrain, data, '--out', out)==0 # photos that moved, and settings that are left out
+    assert same_sd(files()[0], body) and files()[1]==log
+
+def test_more_epochs_resume_a_run(copy, capsys):
+    data,out = copy
+    assert run(cli.pretrain, data, '--out', out, '--epochs', 2, '--no-bar')==0
+    text = capsys.readouterr().out
+    assert 'The run of 1 epochs continues to 2' in text and 'epoch 1/2' not in text and 'epoch 2/2' in text
+    assert pd.read_csv(out/'log.csv').epoch.tolist()==[0,1]
+    assert load_body(out/'body.safetensors')[1]['info']['epochs']==2
+
+other_settings = [(['--tau','.5'],'tau left out before, 0.5 now'), (['--size','224'],'size 16 before, 224 now'),
+    (['--epochs','0'],'epochs 1 before, 0 now'), (['--pretrained'],'pretrained False before')]
+
+@pytest.mark.parametrize('args,says', other_settings)
+def test_other_settings_are_refused_for_a_run_that_is_there(trained, capsys, args, says):
+    assert run(cli.pretrain, trained[0], '--out', trained[1], *args)==2 and says in capsys.readouterr().err
+
+def test_other_images_are_refused_for_a_run_that_is_there(copy, capsys):
+    data,out = copy
+    for i in range(4): shutil.copy(data/'a'/'0.png', data/f'{i}.png')
+    assert run(cli.pretrain, data, '--out', out)==2
+    assert '24 images before, 28 other ones now' in capsys.readouterr().err
+    assert run(cli.pretrain, data, '--out', out, '--overwrite', '--epochs', 1, *small)==0
+
+def test_images_on_disk(data, tmp_path):
+    args = ['--epochs', 1, '--out', tmp_path/'run', *small]
+    assert run(cli.pretrain, data, '--in-memory', 'disk', '--cache-dir', tmp_path/'cache', *args)==0
+    assert any((tmp_path/'cache').iterdir())
+    assert run(cli.pretrain, data, '--in-memory', 'yes', *args)==0 # where they are kept is no setting of the run
+
+bad_pretrain = [(['nowhere'],'no folder'), (['--arch','resnet5'],'timm'), (['--epochs','0'],'epochs'),
+    (['--bs','4096'],'4096'), (['--preset','x'],'preset'), (['--size','4'],'size'), (['--precision','int8'],'fp32'),
+    (['--in-memory','maybe'],'in-memory'), (['--watch-knn','nowhere'],'nowhere'), (['--norm','x'],'norm')]
+
+@pytest.mark.parametrize('args,says', bad_pretrain)
+def test_bad_input_is_a_line_and_exit_code_2(data, tmp_path, capsys, args, says):
+    folder = tmp_path/args.pop(0) if args[0]=='nowhere' else data
+    assert run(cli.pretrain, folder, '--out', tmp_path/'run', *small, *args)==2
+    err = capsys.readouterr().err
+    assert says in err and err.startswith('fastbyol-pretrain: ') and err.count('\n')==1
+
+pretrain_code = 'from fastbyol.cli import pretrain_main\npretrain_main()'
+
+def start(*command):
+    pipe = subprocess.PIPE
+    return subprocess.Popen([str(o) for o in command], stdout=pipe, stderr=pipe, text=True)
+
+def stop_after_two_epochs(process, log, sig):
+    def begun(): return log.exists() and len(log.read_text().splitlines())>2
+    while process.poll() is None and not begun(): time.sleep(.05)
+    process.send_signal(sig)
+    _,err = process.communicate(timeout=200)
+    assert not (log.parent/'body.safetensors').exists(), err[-2000:]
+    assert list((log.parent/'checkpoints').glob('run*.ckpt')), err[-2000:]
+    return process.returncode
+
+def logged(out): return pd.read_csv(out/'log.csv')[['epoch','train_loss']].values.tolist()
 
 @pytest.mark.slow
-@pytest.mark.parametrize('sig', [None, signal.SIGTERM])
-def test_torchrun_pretrains_in_two_processes_and_goes_on(tmp_path, sig):
-    data,f = photos(tmp_path/'data', 60),tmp_path/'run.py'; f.write_text('from fastbyol.cli import pretrain_main\npretrain_main()')
-    def start(out): return subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', f, data, '--epochs', '6', '--out', tmp_path/out, '--watch-knn', data, *small],
-                                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS':'1'})
-    p = start('whole'); text,err = p.communicate(timeout=400); assert p.returncode==0, err[-2000:]
-    assert text.count('epoch 6/6')==1 and text.count('The body:')==1 and text.count('Nearest neighbours')==1 # one of them speaks
-    log = lambda out: [json.loads(o) for o in (tmp_path/out/'log.jsonl').read_text().splitlines()]
-    assert [o['epoch'] for o in log('whole')]==[1,2,3,4,5,6]
-    if sig is None: return
-    p = start('cut'); file = tmp_path/'cut'/'log.jsonl'
-    while p.poll() is None and not (file.exists() and len(file.read_text().splitlines())>=2): time.sleep(.05)
-    p.send_signal(sig); _,err = p.communicate(timeout=200)
-    assert p.returncode!=0 and not (tmp_path/'cut'/'body.safetensors').exists() and list((tmp_path/'cut'/'checkpoints').glob('run*.ckpt')), err[-2000:]
-    p = start('cut'); _,err = p.communicate(timeout=400); assert p.returncode==0, err[-2000:]
+@pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_resumes_to_the_same_weights(tmp_path, sig):
+    data,cut = photos(tmp_path/'data', 100),tmp_path/'cut'
+    def args(out): return [str(o) for o in (data, '--epochs', 6, '--out', tmp_path/out, *small)]
+    assert python(pretrain_code, *args('whole')).returncode==0
+    process = start(sys.executable, '-c', pretrain_code, *args('cut'))
+    assert stop_after_two_epochs(process, cut/'log.csv', sig)==(-9 if sig==signal.SIGKILL else 128+sig)
+    res = python(pretrain_code, *args('cut'))
+    assert res.returncode==0, res.stderr[-2000:]
     assert same_sd(*(load_body(tmp_path/o/'body.safetensors')[0].state_dict() for o in ('whole','cut')))
-    assert [o['train_loss'] for o in log('cut')]==[o['train_loss'] for o in log('whole')]
+    assert logged(cut)==logged(tmp_path/'whole')
+
+@pytest.mark.slow
+def test_torchrun_pretrains_in_two_processes_and_resumes(tmp_path):
+    data,script = photos(tmp_path/'data', 60),tmp_path/'run.py'
+    script.write_text(pretrain_code)
+    def launch(out):
+        torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', 2, script]
+        return start(*torchrun, data, '--epochs', 6, '--out', tmp_path/out, '--watch-knn', data, *small)
+    process = launch('whole')
+    text,err = process.communicate(timeout=400)
+    assert process.returncode==0, err[-2000:]
+    for o in ('epoch 6/6','The body:','Nearest neighbours'): assert text.count(o)==1 # one of them speaks
+    assert stop_after_two_epochs(launch('cut'), tmp_path/'cut'/'log.csv', signal.SIGTERM)!=0
+    process = launch('cut')
+    _,err = process.communicate(timeout=400)
+    assert process.returncode==0, err[-2000:]
+    assert same_sd(*(load_body(tmp_path/o/'body.safetensors')[0].state_dict() for o in ('whole','cut')))
+    assert logged(tmp_path/'cut')==logged(tmp_path/'whole')
+
+# --- fastbyol-finetune
+
+def test_finetune_trains_a_classifier_and_one_from_scratch(data, tmp_path, capsys, body_file):
+    out = tmp_path/'out'
+    args = ['--epochs', 1, '--freeze-epochs', 1, '--bs', 8, '--scratch', '--no-bar', '--num-workers', 0]
+    assert run(cli.finetune, body_file, data, '--out', out, *args)==0
+    text,report = capsys.readouterr().out,json.loads((out/'report.json').read_text())
+    assert f"Accuracy {100*report['accuracy_pretrained']:.1f} %" in text and 'Pretraining was worth' in text
+    assert report['classes']==2 and report['train']+report['valid']==24
+    clas = load_learner(out/'model.pkl')
+    assert clas.predict(data/'a'/'0.png')[0] in 'ab'
+    assert not clas.cbs.filter(risinstance((commands.StopSignals,CSVLogger)))
+    for name in ('pretrained','scratch'): assert pd.read_csv(out/f'log_{name}.csv').epoch.tolist()==[0,1]
+    folders = [out/'tensorboard'/o for o in ('pretrained/fit1','pretrained/fit2','scratch/fit1')]
+    assert [len(scalars(o)['train_loss']) for o in folders]==[2,2,4]
+
+def test_finetune_wants_a_body_and_classes(data, tmp_path, capsys, body_file):
+    assert run(cli.finetune, tmp_path/'no', data)==2 and 'save_body' in capsys.readouterr().err
+    assert run(cli.finetune, body_file, data/'a', '--out', tmp_path/'out')==2
+    assert 'folder for each class' in capsys.readouterr().err
+    assert run(cli.finetune, body_file, data, '--epochs', 0)==2
+
+stops = [(signal.SIGTERM,1,'pretrained'), (signal.SIGINT,7,'pretrained'), (signal.SIGTERM,14,'scratch')]
+
+@pytest.mark.parametrize('sig,at,stopped', stops, ids=['frozen','unfrozen','scratch'])
+def test_a_stopped_finetune_leaves_a_classifier(data, tmp_path, capsys, monkeypatch, body_file, sig, at, stopped):
+    out,add_logs,kill = tmp_path/'out',commands._add_logs,Kill(sig, at)
+    monkeypatch.setattr(commands, '_add_logs', lambda learn, *args: (add_logs(learn, *args), learn.add_cb(kill)))
+    args = ['--out', out, '--epochs', 1, '--freeze-epochs', 1, '--bs', 4, '--no-bar', '--scratch', '--num-workers', 0]
+    assert run(cli.finetune, body_file, data, *args)==128+sig
+    text,report = capsys.readouterr().out,json.loads((out/'report.json').read_text())
+    assert 'Stopped before the end' in text and 'worth' not in text
+    assert report['stopped']==stopped and 'accuracy_scratch' not in report
+    assert f"{100*report['accuracy_pretrained']:.1f} %" in text
+    assert load_learner(out/'model.pkl').predict(data/'a'/'0.png')[0] in 'ab'
 
 # --- fastbyol-eval
 
-@pytest.fixture(scope='module')
-def body_file(tmp_path_factory):
-    set_seed(0); return save_body(BYOL('test_resnet.r160_in1k'), tmp_path_factory.mktemp('body')/'b', view_size=16)
-
-def test_eval_tells_what_a_body_is_worth(tmp_path, capsys, body_file):
-    data,out = photos(tmp_path/'data'),tmp_path/'ev'
-    assert run(cli.evaluate, body_file, data, '--out', out, '--steps', 3, '--draws', 2, '--per-class', '1,3', '--size', 16, '--k', 5)==0
+def test_eval_tells_what_a_body_is_worth(data, tmp_path, capsys, body_file):
+    out = tmp_path/'out'
+    args = ['--steps', 2, '--draws', 2, '--per-class', '1,3', '--k', 5]
+    assert run(cli.evaluate, body_file, data, '--out', out, *args)==0
     text,res = capsys.readouterr().out,json.loads((out/'eval.json').read_text())
-    train,test = split_files(data, .2, 42); dls = labelled_dls(train, 16, valid=test)
-    assert (res['train'],res['test'],res['classes'])==(len(train),len(test),['a','b']) and res['knn']==pytest.approx(knn_accuracy(body_file, dls.train, dls.valid, 5))
-    assert res['linear']==linear_eval(body_file, dls, fast=True, seed=42).top1 and res['linear_ci'][0]<=res['linear']<=res['linear_ci'][1]
-    assert {(o['contestant'],o['per_class'],o['n']) for o in res['few_labels']}=={(c,n,2) for c in ('BYOL, linear','BYOL, fine-tuned','from scratch','pixels, nearest') for n in (1,3)}
-    assert f"{100*res['knn']:.1f} %" in text and f"{100*res['linear']:.1f} %" in text and 'from scratch' in text and 'With 3 labels per class' in text
-    im = Image.open(out/'eval.png'); assert im.size[0]>1000 and len(np.unique(np.asarray(im.convert('L'))))>50
+    train,test = split_files(data, .2, 42)
+    dls = labelled_dls(train, 16, valid=test)
+    assert (res['train'],res['test'],res['classes'])==(len(train),len(test),['a','b'])
+    assert res['knn']==pytest.approx(knn_accuracy(body_file, dls.train, dls.valid, 5))
+    assert res['linear']==linear_eval(body_file, dls, fast=True, seed=42).top1
+    assert res['linear_ci'][0]<=res['linear']<=res['linear_ci'][1]
+    rows = {(o['contestant'],o['per_class'],o['n']) for o in res['few_labels']}
+    assert rows=={(c,n,2) for c in contestants for n in (1,3)}
+    for o in (f"{100*res['knn']:.1f} %", f"{100*res['linear']:.1f} %", 'With 3 labels per class'): assert o in text
+    assert Image.open(out/'eval.png').size[0]>1000
 
-def test_eval_takes_a_folder_with_its_own_split_and_the_papers_protocol(tmp_path, capsys, body_file):
-    data = tmp_path/'data'; photos(data/'train', 8); photos(data/'val', 4)
-    assert run(cli.evaluate, body_file, data, '--out', tmp_path/'ev', '--steps', 2, '--draws', 1, '--full', '--bs', 4, '--size', 16)==0
-    res = json.loads((tmp_path/'ev'/'eval.json').read_text()); assert (res['train'],res['test'],res['linear_by'])==(16,8,'80 epochs') and {o['per_class'] for o in res['few_labels']}=={1,5}
-    assert '(80 epochs)' in capsys.readouterr().out
+def test_eval_takes_a_folder_with_its_split_and_the_papers_protocol(tmp_path, monkeypatch, body_file, no_picture):
+    asked = []
+    def quick(*args, fast, **kwargs):
+        asked.append(fast)
+        return linear_eval(*args, fast=True, **kwargs)
+    monkeypatch.setattr(commands, 'linear_eval', quick)
+    for name,n in (('train',8),('val',4)): photos(tmp_path/'data'/name, n)
+    args = ['--steps', 1, '--draws', 1, '--full', '--bs', 4]
+    assert run(cli.evaluate, body_file, tmp_path/'data', '--out', tmp_path/'out', *args)==0
+    res = json.loads((tmp_path/'out'/'eval.json').read_text())
+    assert (res['train'],res['test'],res['linear_by'])==(16,8,'80 epochs') and asked==[False,False]
+    assert {o['per_class'] for o in res['few_labels']}=={1,5}
 
-def few(**acc): return pd.DataFrame([dict(contestant=c, per_class=n, mean=a) for c,a in zip(('BYOL, linear','BYOL, fine-tuned','from scratch','pixels, nearest'), acc.values()) for n in (1,5)])
-def test_the_verdict_says_what_pretraining_was_worth():
-    assert 'reaches 80.0 % (fine-tuned), training from scratch 50.0 %: pretraining was worth 30.0 points.' in cli._verdict(few(a=.7,b=.8,c=.5,d=.3)) and 'pixels' not in cli._verdict(few(a=.7,b=.8,c=.5,d=.3))
-    assert 'did not help' in cli._verdict(few(a=.4,b=.3,c=.5,d=.3)) and 'bare pixels reaches 90.0 %' in cli._verdict(few(a=.7,b=.8,c=.5,d=.9)) and 'With 5 labels' in cli._verdict(few(a=.4,b=.3,c=.5,d=.3))
+def test_another_body_competes(data, tmp_path, capsys, body_file, no_picture):
+    other = body_of(tmp_path/'other.safetensors', 'test_efficientnet.r160_in1k')
+    assert run(cli.evaluate, *args_of(cli.evaluate, data, tmp_path/'out', body_file), '--against', other)==0
+    rows = json.loads((tmp_path/'out'/'eval.json').read_text())['few_labels']
+    assert {f'{other}, linear',f'{other}, fine-tuned'}<={o['contestant'] for o in rows}
+    assert str(other) in capsys.readouterr().out
 
-@pytest.mark.parametrize('args,says', [(['--per-class','1,99'],'from 1 to 6'), (['--per-class','a'],'separated by commas'), (['--k','0'],'k'), (['--draws','0'],'draws'), (['--valid-pct','2'],'(0,1)')])
-def test_eval_refuses_bad_input_in_a_line(tmp_path, capsys, body_file, args, says):
-    assert run(cli.evaluate, body_file, photos(tmp_path/'data', 8), '--out', tmp_path/'ev', *args)==2
-    err = capsys.readouterr().err; assert says in err and err.count('\n')==1 and not (tmp_path/'ev').exists()
+def test_names_are_data(tmp_path, body_file):
+    data = photos(tmp_path/'data', 4, ['$5_$10_bill','_background','$'])
+    assert run(cli.evaluate, *args_of(cli.evaluate, data, tmp_path/'out', body_file))==0
+    assert (tmp_path/'out'/'eval.png').exists()
 
-def test_folders_too_large_for_memory_are_read_from_disk(tmp_path, monkeypatch, body_file):
-    data = photos(tmp_path/'data', 8); a = cli._loaders_to_look(data, 16, 4, 3, .25, 0)
-    monkeypatch.setattr(cli, '_free_memory', lambda: 1000); b = cli._loaders_to_look(data, 16, 4, 3, .25, 0, 0)
-    assert isinstance(a.train.dataset, list) and hasattr(b.train_ds, 'items') and (len(a.train.dataset),len(a.valid.dataset))==(len(b.train_ds),len(b.valid_ds))
-    for x,y in zip(get_embeddings(body_file, a.valid), get_embeddings(body_file, b.valid)): torch.testing.assert_close(x, y, rtol=.05, atol=.05)
+contestants = ('BYOL, linear','BYOL, fine-tuned','from scratch','pixels, nearest')
 
-@pytest.mark.parametrize('f', [cli.finetune,cli.evaluate,cli.embed])
-def test_a_body_of_channels_that_files_do_not_have_is_refused(tmp_path, capsys, f):
-    body = save_body(BYOL('test_resnet.r160_in1k', n_in=2), tmp_path/'b2'); out = [tmp_path/'e.npz'] if f is cli.embed else ['--out',tmp_path/'o']
-    assert run(f, body, photos(tmp_path/'data', 4), *out)==2 and 'images of 2 channels' in capsys.readouterr().err
+verdicts = [([.7,.8,.5,.3],'fine-tuned), training from scratch 50.0 %: pretraining was worth 30.0'),
+    ([.4,.3,.5,.3],'did not help'), ([.7,.8,.5,.9],'bare pixels reach 90.0 %'),
+    ([.7,.8,.5,.3,.9],'other, linear reaches 90.0 %')]
+
+@pytest.mark.parametrize('acc,says', verdicts)
+def test_the_verdict_says_who_won(acc, says):
+    accs = dict(zip((*contestants,'other, linear'), acc))
+    rows = [dict(contestant=c, per_class=n, mean=a*n/5) for c,a in accs.items() for n in (1,5)]
+    text = commands._verdict(pd.DataFrame(rows))
+    assert 'With 5 labels' in text and says in text
+
+def test_the_picture_of_an_evaluation():
+    dls = image_dls(noise(24), y=[i%2 for i in range(24)])
+    model = small_byol()
+    few = label_efficiency(model, dls, per_class=(1,), seeds=1, contestants=('BYOL, linear','pixels, nearest'))
+    bars,lines,_ = commands.plot_eval({'kNN':(.9,.5), 'linear':(.8,.4)}, few, embed_images(model, dls.valid)).axes[:3]
+    assert [round(o.get_height()) for o in bars.patches]==[90,80,50,40]
+    assert {o.get_text() for o in lines.get_legend().get_texts()}=={'BYOL, linear','pixels, nearest'}
+    plt.close('all')
+
+bad_eval = [(['--per-class','1,99'],'from 1 to'), (['--per-class','a'],'joined by commas'), (['--k','0'],'k'),
+    (['--draws','0'],'draws'), (['--valid-pct','2'],'(0,1)'), (['--against','nothing'],'nothing')]
+
+@pytest.mark.parametrize('args,says', bad_eval)
+def test_eval_refuses_bad_input_in_a_line(data, tmp_path, capsys, body_file, args, says):
+    assert run(cli.evaluate, body_file, data, '--out', tmp_path/'out', *args)==2
+    err = capsys.readouterr().err
+    assert says in err and err.count('\n')==1 and not (tmp_path/'out').exists()
 
 # --- fastbyol-embed
 
-def embedded(body_file, files, size=16):
-    m,meta = load_body(body_file); x = torch.stack([load_square(f, 3, size) for f in files]).float()/255; mean,std = (tensor(o).view(1,-1,1,1) for o in meta.spec.stats)
-    with torch.no_grad(): return pool_features(m((x-mean)/std), meta.spec.nhwc)
+def embedded(body_file, files):
+    encoder = as_encoder(body_file)
+    x = torch.stack([load_square(f, 3, 16) for f in files]).float()/255
+    with torch.no_grad(): return encoder(encoder.normalize(x)).numpy()
 
-@pytest.mark.parametrize('args,tol', [([],1e-5), (['--dtype','float16','--num-workers','2'],1e-2)])
-def test_embed_writes_features_with_names(tmp_path, capsys, body_file, args, tol):
-    data,out = photos(tmp_path/'data', 7),tmp_path/'deep'/'e.npz'; (data/'a'/'bad.png').write_bytes(b'no')
-    assert run(cli.embed, body_file, data, out, '--bs', 4, '--size', 16, *args)==0
-    o,files = np.load(out),[f for f in find_images(data) if f.name!='bad.png']
-    assert o['files'].tolist()==[f.relative_to(data).as_posix() for f in files] and o['features'].dtype==(np.float16 if args else np.float32)
+@pytest.mark.parametrize('dtype,tol', [('float32',1e-5), ('float16',1e-2)])
+def test_embed_writes_features_with_names(data, tmp_path, capsys, body_file, dtype, tol):
+    out,files = tmp_path/'deep'/'e.npz',find_images(data)
+    assert run(cli.embed, body_file, data, out, '--bs', 5, '--dtype', dtype)==0
+    o = np.load(out)
+    assert o['files'].tolist()==[f.relative_to(data).as_posix() for f in files] and o['features'].dtype==dtype
     np.testing.assert_allclose(o['features'], embedded(body_file, files), atol=tol, rtol=tol)
-    c = capsys.readouterr(); assert '14 images' in c.out and '1 of 15 files' in c.err and 'bad.png' in c.err and [f.name for f in out.parent.iterdir()]==['e.npz']
+    assert '24 images' in capsys.readouterr().out and [f.name for f in out.parent.iterdir()]==['e.npz']
 
-def test_embed_writes_parquet(tmp_path, body_file):
-    pd_ = pytest.importorskip('pyarrow.parquet'); data = photos(tmp_path/'data', 7)
-    assert run(cli.embed, body_file, data, tmp_path/'e.parquet', '--bs', 4, '--size', 16)==0
-    t = pd_.read_table(tmp_path/'e.parquet'); files = find_images(data); assert t['file'].to_pylist()==[f.relative_to(data).as_posix() for f in files]
-    np.testing.assert_allclose(np.stack(t['features'].to_pylist()), embedded(body_file, files), atol=1e-5, rtol=1e-4)
+def test_embed_writes_parquet(data, tmp_path, body_file):
+    parquet,files = pytest.importorskip('pyarrow.parquet'),find_images(data)
+    assert run(cli.embed, body_file, data, tmp_path/'e.parquet')==0
+    table = parquet.read_table(tmp_path/'e.parquet')
+    assert table['file'].to_pylist()==[f.relative_to(data).as_posix() for f in files]
+    feats = np.stack(table['features'].to_pylist())
+    np.testing.assert_allclose(feats, embedded(body_file, files), atol=1e-5, rtol=1e-4)
 
-def test_parquet_without_pyarrow_is_refused_at_once(tmp_path, capsys, monkeypatch, body_file):
-    find = cli.importlib.util.find_spec; monkeypatch.setattr(cli.importlib.util, 'find_spec', lambda n: None if n=='pyarrow' else find(n))
-    assert run(cli.embed, body_file, photos(tmp_path/'data', 2), tmp_path/'e.parquet')==2 and 'pip install pyarrow' in capsys.readouterr().err
+def test_parquet_without_pyarrow_is_refused_at_once(data, tmp_path, capsys, monkeypatch, body_file):
+    monkeypatch.setattr(commands.importlib.util, 'find_spec', lambda name: None)
+    assert run(cli.embed, body_file, data, tmp_path/'e.parquet')==2 and 'pip install pyarrow' in capsys.readouterr().err
 
-@pytest.mark.parametrize('out,args,says', [('e.csv',[],'.npz'), ('e.npz',['--dtype','int8'],'float16'), ('e.npz',['--bs','0'],'bs')])
-def test_embed_refuses_bad_input(tmp_path, capsys, body_file, out, args, says):
-    assert run(cli.embed, body_file, photos(tmp_path/'data', 2), tmp_path/'o'/out, *args)==2 and says in capsys.readouterr().err and not (tmp_path/'o').exists()
+bad_embed = [('e.csv',[],'.npz'), ('e.npz',['--dtype','int8'],'float16'), ('e.npz',['--bs','0'],'bs')]
 
-def test_a_failing_embed_leaves_the_former_file(tmp_path, capsys, body_file):
-    data,out = tmp_path/'data',tmp_path/'e.npz'; photos(data, 2); run(cli.embed, body_file, data, out, '--size', 16); before = out.read_bytes()
+@pytest.mark.parametrize('out,args,says', bad_embed)
+def test_embed_refuses_bad_input(data, tmp_path, capsys, body_file, out, args, says):
+    assert run(cli.embed, body_file, data, tmp_path/'o'/out, *args)==2
+    assert says in capsys.readouterr().err and not (tmp_path/'o').exists()
+
+def test_a_failing_embed_leaves_the_former_file(data, tmp_path, capsys, body_file):
+    out = tmp_path/'e.npz'
+    out.write_bytes(b'former')
     for f in find_images(data): f.write_bytes(b'no')
-    assert run(cli.embed, body_file, data, out, '--size', 16)==2 and 'None of the 4' in capsys.readouterr().err and out.read_bytes()==before and not list(tmp_path.glob('.e*'))
-
-def test_embedding_many_images_takes_the_memory_of_few(tmp_path, body_file, monkeypatch):
-    "Rows go to disk as they come: 40 MB of features, and a rise of much less"
-    im = torch.zeros(3,16,16,dtype=torch.uint8); monkeypatch.setattr(cli, 'find_images', lambda p: [Path(p)/f'{i}.png' for i in range(5000)]); monkeypatch.setattr(cli, 'load_square', lambda *a: im)
-    monkeypatch.setattr(cli, '_embedder', lambda *a: (None, lambda x: torch.rand(len(x), 2048), lambda x: x))
-    rise = peak_mib(lambda: run(cli.embed, body_file, tmp_path, tmp_path/'e.npz', '--size', 16, '--num-workers', 0))
-    assert (tmp_path/'e.npz').stat().st_size>5000*2048*4 and rise<25
-
-# --- TensorBoard
-
-def test_tensorboard_gets_every_step_and_every_epoch(tmp_path, capsys):
-    acc = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator'); data = photos(tmp_path/'data')
-    def steps(f): e = acc.EventAccumulator(str(f/'tensorboard')); e.Reload(); return {k:[o.step for o in e.Scalars(k)] for k in e.Tags()['scalars']}
-    assert run(cli.pretrain, data, '--epochs', 2, '--out', tmp_path/'run', '--watch-knn', data, *small)==0 # with LARS
-    s = steps(tmp_path/'run'); assert s['train_loss']==s['lr']==s['tau']==list(range(12)) and s['epoch/knn']==s['epoch/std']==[5,11]
-    assert run(cli.finetune, tmp_path/'run'/'body.safetensors', data, '--out', tmp_path/'c', '--epochs', 1, '--freeze-epochs', 1, '--bs', 8, '--no-bar')==0
-    s = steps(tmp_path/'c'); n = len(s['train_loss']); assert s['train_loss']==list(range(n)) and s['epoch/accuracy']==s['epoch/train_loss']==[n//2-1,n-1]
-    e = acc.EventAccumulator(str(tmp_path/'c'/'tensorboard')); e.Reload(); log = [json.loads(o) for o in (tmp_path/'c'/'log.jsonl').read_text().splitlines()]
-    for k in ('train_loss','valid_loss','accuracy'): np.testing.assert_allclose([o.value for o in e.Scalars(f'epoch/{k}')], [o[k] for o in log], rtol=1e-5) # nothing of `validate`
-    assert not load_learner(tmp_path/'c'/'model.pkl').cbs.filter(risinstance((cli.StopSignals,cli.JsonLines,cli.TensorBoard)))
-
-def test_validating_after_a_fit_that_was_cut_short_writes_nothing(tmp_path):
-    pytest.importorskip('tensorboard')
-    class Cut(Callback):
-        def after_batch(self):
-            if self.epoch==1: raise CancelFitException
-    learn = byol_learn(cbs=[cli.JsonLines(tmp_path/'log.jsonl'), cli.TensorBoard(tmp_path/'t'), Cut()]); points = []; learn.tensor_board._write = lambda vals: points.append(vals)
-    learn.fit(3, 1e-3); learn.remove_cb(Cut); learn.validate()
-    rows = [json.loads(o) for o in (tmp_path/'log.jsonl').read_text().splitlines()]
-    assert [o['epoch'] for o in rows]==[1] and [o.keys() for o in points]==[{'train_loss','valid_loss'}]
+    assert run(cli.embed, body_file, data, out)==2 and 'None of the 24' in capsys.readouterr().err
+    assert out.read_bytes()==b'former' and not list(tmp_path.glob('.e*'))
