@@ -353,21 +353,3 @@ def resume(self:Learner,
     batches = f" and {st['batch']} of {st['n_iter']} batches" if st['batch'] else ''
     if not rank_distrib(): print(f"{file}: {st['epoch']} of {st['n_epoch']} epochs{batches} are done")
     return self
-
-# %% ../nbs/13_checkpoint.ipynb #bbb8c48b
-def lock_folder(
-    folder:str|Path # folder that one run writes to; made where it does not exist
-): # a context manager, entered already: the folder is free when it ends, or when the process does
-    "Keep other processes from writing to `folder`; a `BlockingIOError` says which one holds it"
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    holder = folder/'.holder'
-    try: lock = FileLock(folder/'.lock', timeout=0, is_singleton=True).acquire()
-    except Timeout:
-        name = holder.read_text() if holder.exists() else 'another process'
-        raise BlockingIOError(f"{folder} is in use by {name}: wait for it, or choose another folder") from None
-    except (OSError,NotImplementedError) as e:
-        warn(f"{folder} cannot be locked ({e}): let no other run write to it")
-        return nullcontext()
-    holder.write_text(f'process {os.getpid()} on {socket.gethostname()}')
-    return lock

@@ -596,10 +596,3 @@ def labelled_dls(
     labels = tensor([vocab.index(label(fn)) for fn in files])
     tfms = [[opener],[label,Categorize(vocab)]]
     return _loaders(files, kept, tfms, splits, labels, bs=max(1, min(bs, n_train)), **kwargs)
-
-# %% ../nbs/04_data.ipynb #5f756e06
-def mark_output(
-    folder:str|Path # folder that a run writes to
-):
-    "Mark `folder` as ours: pictures in it are no images of yours"
-    (Path(folder)/'.fastbyol').touch()

@@ -15,8 +15,8 @@ def public(room):
     return [o.value for o in assigned[0].value.elts]
 
 def imported(room):
-    "(room, names) of what a room imports from other rooms"
-    for o in ast.walk(trees[room]):
+    "(room, names) of what a room imports from other rooms when it is imported itself"
+    for o in trees[room].body:
         if isinstance(o, ast.ImportFrom) and o.level==1: yield o.module, [a.name for a in o.names]
 
 def code_cells(path): return [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type']=='code']
