@@ -238,6 +238,7 @@ def _smooth_on_device(metric, learn):
 
 def _advance(bar): bar.pbar.update(bar.iter+1)
 
+# %% ../nbs/05_callback.ipynb #c9e5f4c5
 @patch
 def _begin_checks(self:BYOLCallback):
     model,scaler = online_model(self.model),getattr(self.learn, 'scaler', None)

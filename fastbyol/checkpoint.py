@@ -123,7 +123,8 @@ def _recorder_state(rec):
     return _plain(st, 'Recorder')
 
 def _load_recorder(rec, st):
-    rec.lrs,rec.iters,rec.metric_names = st['lrs'],st['iters'],L(st['metric_names'])
+    rec.lrs,rec.iters = st['lrs'],st['iters']
+    if not hasattr(rec, 'metric_names'): rec.metric_names = L(st['metric_names']) # else the columns are this run's
     rec.values,rec.losses = [L(o) for o in st['values']],[*ifnone(st['losses'], [])]
     rec.smooth_loss.count,rec.smooth_loss.val = st['count'],st['smooth']
 

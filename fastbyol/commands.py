@@ -7,7 +7,7 @@ Docs: https://fastbyol.github.io/fastbyol/commands.html.md"""
 # %% auto #0
 __all__ = ['StopSignals', 'EpochLog', 'run_pretrain', 'run_finetune', 'plot_eval', 'run_eval', 'run_embed']
 
-# %% ../nbs/17_commands.ipynb #d64cd027
+# %% ../nbs/17_commands.ipynb #7f89320d
 import hashlib,importlib.util,json,shutil,signal,sys,threading,timm
 from contextlib import contextmanager,nullcontext
 from .core import *
@@ -65,7 +65,7 @@ class StopSignals(Callback):
     def after_fit(self): self.restore()
     def __getstate__(self): return {**self.__dict__, '_old':{}, 'save':noop}
 
-# %% ../nbs/17_commands.ipynb #42a18161
+# %% ../nbs/17_commands.ipynb #db5c5a26
 class EpochLog(CSVLogger):
     "fastai's `CSVLogger` that counts epochs from fit to fit; an epoch that is trained again replaces its row"
     rows = None
@@ -99,7 +99,7 @@ def _tensorboard(folder):
             self.writer.add_scalar = lambda name,value,step: isinstance(value, numbers) and add(name, value, step)
     return TensorBoard(trace_model=False, log_preds=False)
 
-# %% ../nbs/17_commands.ipynb #19c36059
+# %% ../nbs/17_commands.ipynb #922d5a83
 def _print_epoch(recorder, log):
     values = {k:v for k,v in zip(recorder.metric_names[1:], log[1:]) if v is not None and v==v}
     columns = [f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k,v in values.items()]
@@ -116,7 +116,7 @@ def _add_logs(learn, out, bar, name='', append=False):
     if not append and not rank_distrib(): shutil.rmtree(folder, ignore_errors=True)
     learn.add_cb(_tensorboard(folder))
 
-# %% ../nbs/17_commands.ipynb #b0183fd9
+# %% ../nbs/17_commands.ipynb #fbf3bb72
 @contextmanager
 def _output(opts):
     "The folder `--out`: made, marked and locked"
@@ -141,7 +141,7 @@ def _body_for_files(opts):
     if meta['n_in'] in (1,3,4): return (net,meta),opts.size or meta.get('view_size') or 224
     raise ValueError(f"{opts.body} takes {meta['n_in']} channels, files have 1, 3 or 4: use it in Python")
 
-# %% ../nbs/17_commands.ipynb #b96b4b78
+# %% ../nbs/17_commands.ipynb #7a7d16c6
 _settings = '''arch epochs preset bs size opt lr wd tau warmup effective_bs norm n_in pretrained small_stem teacher
     precision seed'''
 _defaults = dict(arch='resnet50', epochs=100, size=224, norm='batch', n_in=3, pretrained=False, small_stem=False,
@@ -201,7 +201,7 @@ def run_pretrain(
         else: _report_pretrain(opts, out, learn)
     return stop.exit_code
 
-# %% ../nbs/17_commands.ipynb #e2ab0592
+# %% ../nbs/17_commands.ipynb #1e8567d8
 def _pretrain(opts, out, files, r):
     "Train, from the newest checkpoint where there is one"
     # each of several processes on a machine has its GPU from the start
@@ -214,8 +214,7 @@ def _pretrain(opts, out, files, r):
     cbs = [checkpoint, stop, HealthMonitor(stop=opts.stop_collapsed)]
     if opts.watch_knn:
         cbs.append(KNNCallback(labelled_dls(opts.watch_knn, opts.size, 64, opts.n_in, num_workers=opts.num_workers)))
-    teacher = dict(teacher=opts.teacher) if opts.teacher else {}
-    learn = byol_learner(dls, opts.arch, recipe=r, path=out, cbs=cbs, **_pick(opts, 'n_in precision'), **teacher)
+    learn = byol_learner(dls, opts.arch, recipe=r, path=out, cbs=cbs, **_pick(opts, 'n_in precision teacher'))
     _add_logs(learn, out, opts.bar, append=not opts.overwrite)
     if not rank_distrib(): print(f"{learn.recipe!r}\n", flush=True)
     if not opts.overwrite: learn.resume(out/'checkpoints', missing_ok=True)
@@ -227,14 +226,15 @@ def _pretrain(opts, out, files, r):
 def _report_pretrain(opts, out, learn):
     "Write the body and the curves, and say how it went"
     numbers = {k:v for k,v in learn.recipe.values.items() if isinstance(v, (int,float,str,bool,type(None)))}
-    file = save_body(learn, out/'body', epochs=opts.epochs, recipe=numbers)
+    best = bool(opts.watch_knn and opts.pretrained) # what has fallen behind the published weights is not handed over
+    file = save_body(learn, out/'body', best=best, epochs=opts.epochs, recipe=numbers)
     learn.plot_curves().savefig(out/'curves.png', dpi=110)
     plt.close('all')
     print(learn.health.report())
     if opts.watch_knn:
         before,*_,now = 100*learn.knn.history.knn
-        verdict = '. Pretraining made them worse: keep the weights that it started from' if now<before else ''
-        print(f"Nearest neighbours: {before:.1f} % before training, {now:.1f} % now{verdict}")
+        kept = f"; the body is that of epoch {learn.knn.best_epoch}, the best" if best else ''
+        print(f"Nearest neighbours: {before:.1f} % before training, {now:.1f} % now{kept}")
     print(f"The body: {file}. Next: fastbyol-finetune {file} LABELLED_FOLDER, or fastbyol-eval for whether it helped")
 
 # %% ../nbs/17_commands.ipynb #2b4dddbb
@@ -244,7 +244,7 @@ def _train_classifier(opts, out, name):
     source,size = _body_for_files(opts)
     n_in = source[1]['n_in']
     tfms = aug_transforms() if opts.augment and n_in==3 else None
-    dls = labelled_dls(opts.folder, size, n_in=n_in, in_memory=False, batch_tfms=tfms,
+    dls = labelled_dls(opts.folder, size, n_in=n_in, batch_tfms=tfms,
                        **_pick(opts, 'bs valid_pct seed per_class num_workers'))
     sizes = dict(size=size, classes=len(dls.vocab), train=len(dls.train_ds), valid=len(dls.valid_ds))
     text = "{classes} classes, {train:,} images to train on, {valid:,} to measure on, {size} pixels"
@@ -264,6 +264,7 @@ def _train_classifier(opts, out, name):
     learn.logger = print # which can be exported
     return learn,stop,sizes
 
+# %% ../nbs/17_commands.ipynb #944d077f
 def run_finetune(
     opts # the arguments of `cli.finetune`
 )->int: # exit code
@@ -346,6 +347,7 @@ def _measure(opts, source, fresh, dls, size):
           f'  (95 % interval {low:.1f} to {high:.1f})', flush=True)
     return res,emb
 
+# %% ../nbs/17_commands.ipynb #9f6c8d3c
 def run_eval(
     opts # the arguments of `cli.evaluate`
 ):

@@ -122,6 +122,7 @@ def _demo_data(path, size, n_in, bs, seed):
         udls = unlabelled_dls(train, size, bs, valid_pct=0, n_in=n_in, item_size=None if path else size, in_memory=True)
         return train,test,udls,labelled_dls(train, size, bs, n_in, valid=test, in_memory=True)
 
+# %% ../nbs/18_demo.ipynb #9121c15f
 def demo(
     path:str|Path=None, # folder of images in a folder for each class; None: scikit-learn's digits
     arch=None, # timm name, callable or `nn.Module`; None: `small_resnet`
@@ -151,7 +152,6 @@ def demo(
           f"{len(test):,} images are put aside", flush=True)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 2e-3)
     print(learn.health.report())
-    print(f"Comparing, with {', '.join(map(str, per_class))} labels per class, {draws} draws each", flush=True)
     head = dict(concat_pool=False, lin_ftrs=[], ps=0.)
     res = label_efficiency(learn, dls, per_class, draws, steps=60, lr=1e-2, seed=seed, **head)
     print(f"\nAccuracy in % on the images put aside, by labels per class (mean ± standard error of {draws} draws)\n")

@@ -41,7 +41,8 @@ class ShardedDL(FullBatchesDL):
         bs,n_processes = self.bs or 1,self.world_size
         for start in range(0, n, bs*n_processes):
             share = min(bs, (n-start)//n_processes) # fewer in what is left at the end
-            if share==bs or (share and not self.drop_last): yield slice(start+self.rank*share, start+(self.rank+1)*share)
+            first_mine = start + self.rank*share
+            if share==bs or (share and not self.drop_last): yield slice(first_mine, first_mine+share)
 
     def __len__(self): return len([*self._slices(self.dl.n)])
 

@@ -145,7 +145,7 @@ def best_body(self:Learner)->Encoder: # for all that takes an `Encoder`, such as
     enc = as_encoder(self)
     body = deepcopy(enc.body).cpu()
     body.load_state_dict(state)
-    return Encoder(body.eval(), enc.spec, enc.stats)
+    return Encoder(body.eval(), enc.spec, enc.stats, enc.view_size)
 
 @patch
 def load_best(self:KNNCallback):
