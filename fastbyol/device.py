@@ -104,7 +104,7 @@ def set_precision(self:Learner,
     self.precision = precision
     return self
 
-# %% ../nbs/08_device.ipynb #7bd1c1cb
+# %% ../nbs/08_device.ipynb #fd26b09c
 _hooks = 'forward','forward_pre','backward','backward_pre'
 
 def why_no_graphs(
@@ -119,7 +119,7 @@ def why_no_graphs(
         if getattr(m, 'grad_checkpointing', False): return f'`{name}` uses gradient checkpointing'
     if first(model.parameters()).device.type!='cuda': return 'the model is not on a CUDA device'
 
-# %% ../nbs/08_device.ipynb #f71d24f4
+# %% ../nbs/08_device.ipynb #b87a5dae
 @contextmanager
 def _compiled(model, on):
     "Within the context the parts of `model` are compiled"
@@ -145,7 +145,7 @@ def _capture(model, views, compiled):
         model.__dict__.pop('forward', None) # where torch put the graph
         with torch.no_grad(): torch._foreach_copy_(buffers, before)
 
-# %% ../nbs/08_device.ipynb #58fc7c7f
+# %% ../nbs/08_device.ipynb #239cf974
 class GraphedPasses(Callback):
     "Runs target and online network of full training batches in CUDA graphs"
     order,run_valid = BYOLCallback.order-.5,False # autocast has begun, and targets are not made yet
@@ -173,20 +173,6 @@ class GraphedPasses(Callback):
         self._take_out()
         return self.passes[1](*views).clone()
 
-    def _prepare(self, model, views, shapes):
-        "Capture for views such as these, compiled where that pays and works"
-        self.passes,self.shapes,self.why_not = None,shapes,why_no_graphs(self.learn)
-        if self.why_not is None and ifnone(self.compile, self.n_epoch*self.n_iter>=8_000):
-            problem = self._try(model, views, compiled=True)
-            if problem: warnings.warn(f"Training without compilation: {problem}")
-        if self.why_not is None and self.passes is None: self.why_not = self._try(model, views, compiled=False)
-        if self.why_not is not None: warnings.warn(f"Training without CUDA graphs: {self.why_not}")
-
-    def _try(self, model, views, compiled):
-        "Capture; what went wrong, if anything: no compiler, no memory, an operation that cannot be captured"
-        try: self.passes = _capture(model, views, compiled)
-        except Exception as e: return f'{type(e).__name__}: {first(str(e).splitlines())}'
-
     def _take_out(self):
         model = online_model(self.model)
         for k in ('targets','forward'): model.__dict__.pop(k, None)
@@ -200,6 +186,24 @@ class GraphedPasses(Callback):
     def after_fit(self): self.passes = self.shapes = None
     def __getstate__(self): return {**self.__dict__, 'passes':None, 'shapes':None}
 
+# %% ../nbs/08_device.ipynb #f82fb5b6
+@patch
+def _prepare(self:GraphedPasses, model, views, shapes):
+    "Capture for views such as these, compiled where that pays and works"
+    self.passes,self.shapes,self.why_not = None,shapes,why_no_graphs(self.learn)
+    if self.why_not is None and ifnone(self.compile, self.n_epoch*self.n_iter>=8_000):
+        problem = self._try(model, views, compiled=True)
+        if problem: warnings.warn(f"Training without compilation: {problem}")
+    if self.why_not is None and self.passes is None: self.why_not = self._try(model, views, compiled=False)
+    if self.why_not is not None: warnings.warn(f"Training without CUDA graphs: {self.why_not}")
+
+@patch
+def _try(self:GraphedPasses, model, views, compiled):
+    "Capture; what went wrong, if anything: no compiler, no memory, an operation that cannot be captured"
+    try: self.passes = _capture(model, views, compiled)
+    except Exception as e: return f'{type(e).__name__}: {first(str(e).splitlines())}'
+
+# %% ../nbs/08_device.ipynb #c62f1939
 @patch
 def set_graphs(self:Learner,
     graphs:bool=True, # run training passes in CUDA graphs, on CUDA?

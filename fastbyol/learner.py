@@ -40,6 +40,8 @@ def _as_recipe(which, dls):
         raise ValueError(f"The recipe is for bs={which.bs}, the data has bs={bs}: use `{wanted}`")
     return which
 
+_in_recipe = 'size','tau','tau_end','lr','wd','small_stem','pretrained'
+
 def _recipe_for(r, dls, arch, x, given, cbs):
     "Recipe `r` for the data `dls`; what the user gives besides wins"
     if isinstance(given.get('lr'), slice): raise TypeError("With a recipe `lr` is one number: slices are for `fit_byol`")
@@ -58,10 +60,10 @@ def _recipe_for(r, dls, arch, x, given, cbs):
     if not r.small_stem or r.args['small_stem'] or _takes_small_stem(arch): return r
     return r.replace('ours: not known to be a resnet', small_stem=False)
 
-# %% ../nbs/09_learner.ipynb #f7a94988
-_in_recipe = 'size','tau','tau_end','lr','wd','small_stem','pretrained'
+# %% ../nbs/09_learner.ipynb #c4412ebc
 _model_args = [k for k in inspect.signature(BYOL).parameters if k not in ('arch','n_in','size','kwargs')]
 
+# %% ../nbs/09_learner.ipynb #97a54044
 @delegates(Learner.__init__, but='dls,model,loss_func,cbs')
 @delegates(BYOL.__init__, but='arch,n_in,size', keep=True)
 def byol_learner(
@@ -101,7 +103,7 @@ def byol_learner(
     if r is not None: learn.recipe = r
     return learn.set_precision(precision).set_graphs(graphs, compile)
 
-# %% ../nbs/09_learner.ipynb #fbe627cc
+# %% ../nbs/09_learner.ipynb #d02320e0
 class ViewSizes(Callback):
     "Sets the size of the default views by the epoch, as many epochs for each size"
     def __init__(self,
@@ -131,6 +133,7 @@ def _follow_recipe(learn, byol, **given):
     if any(r.get(k)!=old.get(k) for k in ('opt','mom','eta','trust_clip')): learn.opt_func,learn.opt = r.opt_func,None
     return r
 
+# %% ../nbs/09_learner.ipynb #27c466e0
 @patch
 def fit_byol(self:Learner,
     epochs:int=None, # epochs of the whole run; None: the recipe's

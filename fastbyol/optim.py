@@ -109,7 +109,7 @@ class Lars(torch.optim.Optimizer):
         if group['trust_clip']: ratios = (ratios/group['lr']).clamp(max=1.)
         return list(torch.where((weight_norms>0) & (grad_norms>0), ratios, 1.).unbind())
 
-# %% ../nbs/06_optim.ipynb #1e16c383
+# %% ../nbs/06_optim.ipynb #4761228e
 def lars(
     params, # as a splitter returns them
     lr:float=0.2, # learning rate

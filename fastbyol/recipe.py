@@ -58,7 +58,7 @@ presets = dict( # name -> number -> (value, source)
                                warmup=(40.,_moco)),
 )
 
-# %% ../nbs/07_recipe.ipynb #1f957cca
+# %% ../nbs/07_recipe.ipynb #f3474634
 def _choose_preset(args, n_steps):
     "The preset for the images, their size and the steps of the run, with its source"
     size,n_items = args['size'],args['n_items']
@@ -120,7 +120,7 @@ def _add_rates(numbers, args):
     if args['tau'] is None and steps and tau>1-100/steps:
         numbers['tau'] = max(.5, 1-100/steps),f"ours: averages over 1/100 of {steps:,} steps, not over {1/(1-tau):.0f}"
 
-# %% ../nbs/07_recipe.ipynb #1d4d79a3
+# %% ../nbs/07_recipe.ipynb #85f1f040
 def _numbers(args, told):
     "Every number for `args` with its source: default, preset and yours, merged, and what follows from them"
     _check_args(args)
@@ -177,22 +177,23 @@ class Recipe:
         sources = _source if isinstance(_source, dict) else dict.fromkeys(kwargs, _source)
         return Recipe(self.args | kwargs, self.told | {k:sources.get(k, 'yours') for k in kwargs})
 
-    @property
-    def opt_func(self)->callable: # for `Learner`
-        "The optimiser, all but its parameters"
-        mults = None if self.pred_lr_mult==1 else (1., self.pred_lr_mult)
-        if self.opt=='adam': return partial(adamw, mom=self.mom, lr_mults=mults)
-        return partial(lars, mom=self.mom, eta=self.eta, trust_clip=self.trust_clip, lr_mults=mults)
+# %% ../nbs/07_recipe.ipynb #87bbd77d
+@patch(as_prop=True)
+def opt_func(self:Recipe)->callable: # for `Learner`
+    "The optimiser, all but its parameters"
+    mults = None if self.pred_lr_mult==1 else (1., self.pred_lr_mult)
+    if self.opt=='adam': return partial(adamw, mom=self.mom, lr_mults=mults)
+    return partial(lars, mom=self.mom, eta=self.eta, trust_clip=self.trust_clip, lr_mults=mults)
 
-    @property
-    def splitter(self)->callable: # for `Learner`
-        "A group for the predictor where it has its own learning rate"
-        return trainable_params if self.pred_lr_mult==1 else predictor_splitter
+@patch(as_prop=True)
+def splitter(self:Recipe)->callable: # for `Learner`
+    "A group for the predictor where it has its own learning rate"
+    return trainable_params if self.pred_lr_mult==1 else predictor_splitter
 
-    @property
-    def cbs(self)->list: # for `Learner`
-        "Gradient accumulation, where steps are larger than batches"
-        return [GradientAccumulation(self.bs*self.accumulate)] if self.accumulate>1 else []
+@patch(as_prop=True)
+def cbs(self:Recipe)->list: # for `Learner`
+    "Gradient accumulation, where steps are larger than batches"
+    return [GradientAccumulation(self.bs*self.accumulate)] if self.accumulate>1 else []
 
 # %% ../nbs/07_recipe.ipynb #a1807ecd
 def recipe(

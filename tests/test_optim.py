@@ -123,6 +123,11 @@ def test_schedules_are_deepminds_over_a_whole_run(epochs, per_epoch):
         assert warmup_cosine(k, n, warm)==pytest.approx(dm_lr(k, 1., n, warm), rel=1e-12, abs=1e-15)
         assert target_decay(k, n, .99)==pytest.approx(dm_tau(k, .99, n), rel=1e-12)
 
+def test_the_schedule_works_in_any_fit():
+    learn = byol_learn(image_dls(noise(24)), small_byol(bn=False), opt_func=SGD)
+    learn.fit(4, cbs=LRSchedule(1., warmup_epochs=1))
+    np.testing.assert_allclose(learn.recorder.lrs, [dm_lr(k, 1., 8, 2) for k in range(8)], atol=1e-12)
+
 # --- LARS
 
 shapes = dict(w=(4,3), conv=(2,3,3,3), bias=(4,), scale=(3,), scalar=())
