@@ -336,8 +336,7 @@ def linear_eval(
     finite = {k:v for k,v in valid.items() if not math.isnan(v)}
     if not finite: raise ValueError("Training diverged at every learning rate: use lower ones")
     best,known = max(finite, key=finite.get),test_raw[:,None]==classes
-    test_y = torch.where(known.any(1), known.long().argmax(1), -1)
-    by = 'C' if fast else 'lr'
+    test_y,by = torch.where(known.any(1), known.long().argmax(1), -1),'C' if fast else 'lr'
     return _linear_eval_of(scores(best, test), test_y, chosen=best, valid=valid, n_valid=len(held), by=by)
 
 # %% ../nbs/11_evaluate.ipynb #00d28f50
