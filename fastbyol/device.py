@@ -104,7 +104,7 @@ def set_precision(self:Learner,
     self.precision = precision
     return self
 
-# %% ../nbs/08_device.ipynb #fd26b09c
+# %% ../nbs/08_device.ipynb #728f72b5
 _hooks = 'forward','forward_pre','backward','backward_pre'
 
 def why_no_graphs(
@@ -119,7 +119,7 @@ def why_no_graphs(
         if getattr(m, 'grad_checkpointing', False): return f'`{name}` uses gradient checkpointing'
     if first(model.parameters()).device.type!='cuda': return 'the model is not on a CUDA device'
 
-# %% ../nbs/08_device.ipynb #b87a5dae
+# %% ../nbs/08_device.ipynb #32bc76ac
 @contextmanager
 def _compiled(model, on):
     "Within the context the parts of `model` are compiled"
@@ -145,7 +145,7 @@ def _capture(model, views, compiled):
         model.__dict__.pop('forward', None) # where torch put the graph
         with torch.no_grad(): torch._foreach_copy_(buffers, before)
 
-# %% ../nbs/08_device.ipynb #239cf974
+# %% ../nbs/08_device.ipynb #5e7d741a
 class GraphedPasses(Callback):
     "Runs target and online network of full training batches in CUDA graphs"
     order,run_valid = BYOLCallback.order-.5,False # autocast has begun, and targets are not made yet
@@ -186,7 +186,7 @@ class GraphedPasses(Callback):
     def after_fit(self): self.passes = self.shapes = None
     def __getstate__(self): return {**self.__dict__, 'passes':None, 'shapes':None}
 
-# %% ../nbs/08_device.ipynb #f82fb5b6
+# %% ../nbs/08_device.ipynb #d4f141bb
 @patch
 def _prepare(self:GraphedPasses, model, views, shapes):
     "Capture for views such as these, compiled where that pays and works"
@@ -203,7 +203,7 @@ def _try(self:GraphedPasses, model, views, compiled):
     try: self.passes = _capture(model, views, compiled)
     except Exception as e: return f'{type(e).__name__}: {first(str(e).splitlines())}'
 
-# %% ../nbs/08_device.ipynb #c62f1939
+# %% ../nbs/08_device.ipynb #7ab688ae
 @patch
 def set_graphs(self:Learner,
     graphs:bool=True, # run training passes in CUDA graphs, on CUDA?
