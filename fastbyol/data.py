@@ -332,7 +332,7 @@ def move_images(
     dls:DataLoaders # after an epoch of training, so that its need of memory is known
 )->bool: # have they moved?
     "Move decoded images to the device of the batches, if `in_memory='auto'` and there is room"
-    kept,device = getattr(inner_dl(dls.train), 'kept', None),dls.train.device
+    kept,device = getattr(inner_dl(dls.train), 'kept', None),getattr(dls.train, 'device', None)
     if not kept or not kept.may_move or device is None or kept.images.device.type!='cpu': return False
     if kept.images.nbytes>.8*_free_on(torch.device(device)): return False
     try: kept.move(device)

@@ -348,9 +348,9 @@ def _resize_batch(size):
 
 def _dls_for(enc, dls):
     "Images as `enc` takes them: of its size, and not normalised, which it does itself"
-    tfms = []
-    if not all(enc.spec.runs(enc.body, side) for side in set(first_image(dls).shape[-2:])):
-        tfms = [_resize_batch(o) for o in enc.spec.sizes(enc.body) if enc.spec.runs(enc.body, o)][:1]
+    height,width = first_image(dls).shape[-2:]
+    try: tfms = [] if height!=width else noop(enc.spec.check_size(enc.body, width)) or []
+    except ValueError: tfms = [_resize_batch(enc.spec.side)] # it takes images of one size only
     def own(dl):
         kept = [o for o in inner_dl(dl).after_batch.fs if not isinstance(o, Normalize)]
         return pick_items(dl, after_batch=kept+tfms)

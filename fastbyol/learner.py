@@ -44,7 +44,7 @@ _in_recipe = 'size','tau','tau_end','lr','wd','small_stem','pretrained'
 
 def _recipe_for(r, dls, arch, x, given, cbs):
     "Recipe `r` for the data `dls`; what the user gives besides wins"
-    if isinstance(given.get('lr'), slice): raise TypeError("With a recipe `lr` is one number: slices are for `fit_byol`")
+    if isinstance(given.get('lr'), slice): raise TypeError("With a recipe `lr` is one number; `fit_byol` takes slices")
     new = {k:v for k,v in given.items() if k=='norm' or (k in _in_recipe and v is not None)}
     if 'lr' in new: new['base_lr'] = None
     if given['views'] is not None: new['views'] = 'own'

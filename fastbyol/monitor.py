@@ -12,6 +12,7 @@ import torch.distributed as dist
 from fastai.vision.all import *
 from .core import *
 from .views import *
+from .model import *
 from .callback import *
 from .transfer import *
 from .evaluate import *

@@ -43,7 +43,6 @@ class SplitDecay(OptimWrapper):
         # numbers alone, as loggers want them
         numbers = [{k:v for k,v in h.items() if isinstance(v, (int,float))} for h in super().hypers[::2]]
         return [{**h, 'lr':h['lr']/mult} for h,mult in zip(numbers, self.lr_mults)]
-
     def step(self):
         # fused steps go through memory from end to end, so state must have the layout of its weight, which may change
         for param,state in self.opt.state.items():

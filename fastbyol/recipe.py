@@ -84,7 +84,7 @@ def _check_args(args):
     for k,(low,high) in (_ranges | dict(warmup=(0,args['epochs']))).items():
         if k not in given or low<=args[k]<=high: continue
         raise ValueError(f"`{k}` must be in [{low:g},{high:g}], got {args[k]!r}")
-    if {'lr','base_lr'} <= given.keys(): raise ValueError("Give one of `lr` and `base_lr`: lr = base_lr · effective_bs / 256")
+    if {'lr','base_lr'} <= given.keys(): raise ValueError("Give `lr`, or `base_lr`: lr = base_lr · effective_bs / 256")
 
 # %% ../nbs/07_recipe.ipynb #4dd611df
 def _add_batch(numbers, args, at_once):

@@ -578,7 +578,7 @@ def test_no_training_batch_reads_the_device(opt):
     "With the progress bar, too: what fastai reads after each batch is quieted"
     dls = image_dls(noise(40, 24))
     r = recipe(3, 8, opt=opt, size=24)
-    cbs = [HealthMonitor(n_items=8, grad_every=1), Watched(), Unwatched()]
+    cbs = [HealthMonitor(n_items=8), Watched(), Unwatched()]
     learn = byol_learner(dls, conv_body(), recipe=r, precision='fp32', cbs=cbs, model_args=dict(hidden_size=16, projection_size=8))
     learn.byol.check_every,learn.logger = 2,noop
     try: learn.fit_byol()

@@ -79,12 +79,6 @@ def test_embeddings_of_training_data_are_not_augmented(model):
     f,_ = get_embeddings(model, dls.train)
     torch.testing.assert_close(f, embedded(model, (x[:15]*255).byte().float()/255), rtol=1e-2, atol=1e-2)
 
-def test_embeddings_that_would_not_line_up_with_their_files_are_refused(model, tmp_path):
-    write_images(tmp_path, noise(9,64))
-    file = tmp_path/'4.png'; file.write_bytes(file.read_bytes()[:400])
-    dls = unlabelled_dls(tmp_path, 16, bs=4, valid_pct=0, in_memory=False, num_workers=0, device=cpu)
-    with pytest.warns(UserWarning, match='4.png'), pytest.raises(ValueError, match='8 of 9.*line up'): get_embeddings(model, dls.train)
-
 def test_embeddings_of_some_of_the_items(model):
     x = noise(29); some = dl_of(x, list(range(29)), n=10)
     f,y = get_embeddings(model, some); assert y.tolist()==list(range(10)); close(f, embedded(model, x[:10]))
@@ -295,7 +289,7 @@ def test_a_class_that_was_not_trained_counts_as_wrong(model):
     dls = DataLoaders(dl_of(x[:30], y), dl_of(x[30:], [7]*10)); assert linear_eval(model, dls, fast=True).top1==0
 
 @pytest.mark.parametrize('kw,msg', [(dict(epochs=0),'`epochs`'), (dict(lr=0),'above 0'), (dict(Cs=(0.,)),'above 0'), (dict(size=2),'`size`'),
-                                    (dict(epochs=9, lr=4e39, sweep=(1.,)),'diverged')])
+                                    (dict(epochs=9, lr=1e45, sweep=(1.,)),'diverged')])
 def test_linear_mistakes_are_named(model, kw, msg):
     with pytest.raises(ValueError, match=msg): linear_eval(model, few_dls(24), **kw)
 
@@ -327,7 +321,7 @@ def vit_file(tmp_path): return save_body(BYOL('vit_tiny_patch16_224', hidden_siz
 @pytest.mark.parametrize('norm', [None, [Normalize.from_stats(*stats, cuda=False)]])
 def test_a_body_of_another_architecture_size_and_statistics_competes(tmp_path, norm):
     file = vit_file(tmp_path); dls = few_dls(18, size=64, norm=norm)
-    enc = as_encoder(file); enc.stats = [.1]*3,[.9]*3
+    enc = as_encoder(file); enc.set_stats(([.1]*3,[.9]*3))
     kinds,others = ('BYOL, linear','BYOL, fine-tuned'),{'ViT':enc, 'file':file}
     res = label_efficiency(small_byol(stats=stats), dls, per_class=(2,), seeds=1, steps=2, contestants=kinds, others=others)
     assert list(res.contestant)==[*kinds, *[f'{o}, {kind}' for o in others for kind in ('linear','fine-tuned')]]
@@ -345,7 +339,7 @@ def test_the_data_is_left_as_it_was(tmp_path):
     label_efficiency(small_byol(), dls, per_class=(2,), seeds=1, steps=1, others={'ViT':vit_file(tmp_path)})
     assert list(dls.train.after_batch.fs)==before
 
-@pytest.mark.parametrize('kw,msg', [(dict(seeds=0),'seeds'), (dict(contestants=('magic',)),'Unknown contestant'), (dict(per_class=(500,)),'per_class')])
+@pytest.mark.parametrize('kw,msg', [(dict(seeds=0),'seeds'), (dict(contestants=('magic',)),'Unknown contestant'), (dict(per_class=(500,)),'per class')])
 def test_label_efficiency_names_mistakes(kw, msg):
     with pytest.raises(ValueError, match=msg): label_efficiency(small_byol(), few_dls(12), **kw)
 
