@@ -27,7 +27,8 @@ __all__ = ['BYOL', 'BYOLCallback', 'BYOLLoss', 'CheckpointCallback', 'Clip', 'Fu
     'target_decay', 'to_timm', 'unlabelled_dls', 'warmup_cosine']
 
 _renamed = dict(labelled_loaders='labelled_dls', published_body='published_encoder', fresh_body='random_encoder',
-    as_body='as_encoder', Precision='fastbyol.device.DeviceMixedPrecision', cached_images='labelled_dls` or `unlabelled_dls',
+    as_body='as_encoder', Precision='fastbyol.device.DeviceMixedPrecision',
+    ByolLars='fastbyol.optim.Lars', cached_images='labelled_dls` or `unlabelled_dls',
     check_precision='learn.set_precision', CacheError='OSError')
 _rooms = ('core body views model data callback optim recipe device learner transfer evaluate monitor checkpoint '
     'distributed explore interop').split()
