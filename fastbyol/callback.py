@@ -72,8 +72,7 @@ class BYOLCallback(Callback):
         if views is not None: views = view_pair(views)
         if size is not None: check_view_size(size)
         if check_every is not None: check_counts(check_every=check_every)
-        store_attr(but='views') # loggers note what is stored, and cannot note networks
-        self.views = views
+        store_attr()
         self.labels,self.taus,self._checked,self._cancelled,self._trained = (),[],False,False,False
         self._made,self._device = {},torch.device('cpu')
         self._every,self._kept,self._event,self._quieted = 1,None,None,[]

@@ -24,15 +24,6 @@ quick = [(r'fit_one_cycle\(\d+', 'fit_one_cycle(1'), (r'fine_tune\(\d+', 'fine_t
 # the first block is for photos, which are not here: a hundred small ones stand in, for an epoch, in either run
 photos = [(r'fit_byol\(100\)', 'fit_byol(1)'), (r"'photos', size=128", "'photos', size=32"), (r"'labelled', size=128", "'labelled', size=32")]
 
-wandb = """class _Run: step,summary = 0,{}
-class config: update = staticmethod(lambda *args, **kwargs: None)
-run,logged = None,[]
-def init():
-    global run
-    run = _Run()
-def log(values, **kwargs): logged.append(values)
-"""
-
 def write_photos(path):
     "Two classes of coloured noise, in `photos` and in `labelled`"
     rng = np.random.default_rng(0)
@@ -49,14 +40,13 @@ def script(fast):
     for i,code in enumerate(python):
         for a,b in [*photos, *(quick if fast else [])]: code = re.sub(a, b, code)
         parts += [code, f'print("block {i} is through", flush=True)']
-    parts.append('assert any("train_loss" in o for o in wandb.logged), wandb.logged')
+    parts.append("assert list(Path('logs').rglob('events*')) and Path('body.onnx').stat().st_size")
     return '\n'.join([*parts, "print('accuracy', clas.recorder.values[-1][-1])"])
 
 def run(tmp_path, fast):
     (tmp_path/'readme.py').write_text(script(fast), encoding='utf-8')
-    (tmp_path/'wandb.py').write_text(wandb)
     write_photos(tmp_path)
-    paths = [str(root), str(tmp_path), os.environ.get('PYTHONPATH', '')]
+    paths = [str(root), os.environ.get('PYTHONPATH', '')]
     env = {**os.environ, 'PYTHONPATH':os.pathsep.join(paths), 'OMP_NUM_THREADS':'1'}
     res = subprocess.run([sys.executable, '-W', 'ignore', 'readme.py'], cwd=tmp_path, capture_output=True, text=True, env=env)
     assert res.returncode==0, (res.stdout[-1000:] + res.stderr[-3000:])
