@@ -35,7 +35,7 @@ test: dev
 	$(BIN)/python tools/check_sync.py
 	$(BIN)/python tools/make_readme.py --check
 	$(MAKE) docs-test
-	$(NBDEV_TEST) --skip_folder_re '^([._]|tutorials)'
+	$(NBDEV_TEST) --skip-folder-re '^([._]|tutorials)'
 	$(PYTEST)
 
 slow: dev

@@ -69,7 +69,7 @@ def _body_path(file):
     return file if file.suffix=='.safetensors' else file.with_name(file.name+'.safetensors')
 
 def save_body(
-    source, # `Learner` that trained a `BYOL`, a `BYOL`, or anything else that `as_encoder` takes
+    source, # `Learner` that trained a `BYOL`, a `BYOL`, or an `Encoder`
     file:str|Path, # file to write; `.safetensors` is appended where missing
     dtype:torch.dtype=None, # of weights in the file, such as `torch.float16`; statistics and other vectors keep theirs
     for_timm:bool=False, # by timm's names, for `timm.create_model(name, checkpoint_path=file)`?
@@ -77,7 +77,8 @@ def save_body(
     **info # anything more to note in the file, such as `epochs=100`: numbers, strings, lists
 )->Path: # the file
     "Write the online body, with what rebuilds it, to a safetensors file"
-    m,file = as_encoder(source.best_body() if best else source),_body_path(file)
+    if best: source = source.best_body()
+    m,file = source if isinstance(source, Encoder) else _byol(source),_body_path(file)
     spec = m.spec
     if for_timm and (spec.small_stem or not isinstance(spec.arch, str)):
         raise ValueError(f"timm cannot build {spec.name}, or not with `small_stem`: leave `for_timm` out")
