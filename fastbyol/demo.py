@@ -84,7 +84,9 @@ def _watching(dl, every):
 # %% ../nbs/18_demo.ipynb #9e7e87fb
 def _draw_views(fig, grid, learn, dl):
     "Five images, each with its two views"
-    x = to_unit(torch.stack([dl.dataset[i][0] for i in range(0, len(dl.dataset), max(1, len(dl.dataset)//5))][:5]))
+    step = max(1, len(dl.dataset)//5)
+    some = pick_items(dl, lambda idxs: list(idxs)[::step][:5]) # from memory: the digits' files are gone
+    x = to_unit(first(some)[0]).cpu()
     with fixed_rng(0): columns = [x, *make_views(learn.byol.views, x.to(dl.device))]
     for c,(title,images) in enumerate(zip(('image','view 1','view 2'), columns)):
         for r,image in enumerate(images):
