@@ -107,7 +107,8 @@ def _check_cbs(learn):
             raise TypeError(f"`{name}` cannot show pairs of views: pass `trace_model=False, log_preds=False`")
         tracks = isinstance(cb, TrackerCallback) and cb.monitor in no_value and not value('every_epoch')
         if tracks or (logs and no_value):
-            raise ValueError(f"`{name}` needs validation images: set `valid_pct` above 0, or `monitor='train_loss'`")
+            other = ", or `monitor='train_loss'`" if tracks else ''
+            raise ValueError(f"`{name}` needs validation images: set `valid_pct` above 0{other}")
 
 def _check_opt(opt, model):
     if opt is None or not model.momentum: return

@@ -599,7 +599,7 @@ cannot = {
     'save': (lambda: SaveModelCallback(), "validation images.*monitor='train_loss'"),
     'stop': (lambda: EarlyStoppingCallback(), "validation images.*monitor='train_loss'"),
     'plateau': (lambda: ReduceLROnPlateau('valid_loss'), "validation images.*monitor='train_loss'"),
-    'curves': (lambda: tensorboard(trace_model=False, log_preds=False), 'needs validation images'),
+    'curves': (lambda: tensorboard(trace_model=False, log_preds=False), 'needs validation images: set `valid_pct` above 0$'),
     'metric': (lambda: SaveModelCallback('mean_of_pred'), "validation images.*monitor='train_loss'")}
 @pytest.mark.parametrize('kind', cannot)
 @pytest.mark.parametrize('y', [None, [0]*24], ids=['unlabelled','labelled'])
