@@ -309,7 +309,6 @@ def _stop(self:BYOLCallback, batch):
     self.opt.zero_grad()
     self._kept.put_back(unless=self._bad<0)
     if hasattr(self.learn, 'lr_finder'): raise CancelFitException() # it looks for the lr at which this happens
-    for cb in self.learn.cbs: getattr(cb, 'restore_kernels', noop)() # after an error fastai calls no `after_fit`
     raise FloatingPointError(f"Loss or gradient not finite at epoch {self.epoch}, batch {batch}: "
                              "lower the learning rate, look for NaN in the images, or leave float16 (`to_bf16`)")
 
