@@ -74,7 +74,7 @@ def dm_learner(x, body, dtype=torch.float64, bs=8, **kw):
     # fastai averages losses in float32; the gradient of a cast is 1
     loss = lambda p,t: byol_loss(p, t).float()
     learn = byol_learner(image_dls(x, bs=bs), deepcopy(body), recipe=r, views=(same,mirror), loss_func=loss,
-                         hidden_size=16, projection_size=8, norm='layer', **kw)
+                         hidden_size=16, projection_size=8, norm='layer', precision='fp32', **kw)
     learn.model.to(dtype)
     return hush(learn)
 
