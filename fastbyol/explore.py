@@ -155,7 +155,7 @@ def plot_embeddings(
     ax.margins(.06)
     if emb.labels is not None and len(classes)<=20:
         names = [plain_label(emb.label(rows[labels==c][0])) for c in classes]
-        ax.legend(dots, names, loc='center left', bbox_to_anchor=(1,.5), markerscale=1.8, frameon=False)
+        ax.legend(dots, names, loc='center left', bbox_to_anchor=(1,.5), fontsize=8, markerscale=1.8, frameon=False)
     if thumbs and emb.images is not None:
         _draw_thumbs(ax, points, [colour[c] for c in labels], emb, rows, thumbs, thumb_size)
     return ax
@@ -181,7 +181,7 @@ def _draw_grid(emb, cells, ncols, width=1):
     for ax in axs.flat[len(cells):]: ax.axis('off')
     return fig
 
-# %% ../nbs/15_explore.ipynb #c77f9312
+# %% ../nbs/15_explore.ipynb #9aa00304
 def _indices(idxs, n):
     "`idxs`, or where a mask is true, as whole numbers"
     idxs = torch.as_tensor(list(idxs))
