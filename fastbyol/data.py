@@ -356,7 +356,7 @@ def _readable(files, opener, in_memory='auto', cache_dir=None, **kwargs):
     if not good: raise ValueError(f"None of the {len(files)} files could be read")
     return images,good
 
-# %% ../nbs/04_data.ipynb #958441ce
+# %% ../nbs/04_data.ipynb #5e242ef2
 def decode_images(
     files:list, # image files
     size:int, # side, in pixels
@@ -488,7 +488,7 @@ def _labelled_files(path, valid, pct, seed, label):
     if valid is None and roots: parts = roots = _split_roots(roots[0])
     parts = [find_images(o) for o in parts]
     if not label and not roots and len({fn.parent.parent for fn in parts[0]})>1:
-        raise ValueError("The folders of classes lie in several folders: pass `label_func`")
+        raise ValueError("Classes lie in several folders: pass `label_func`")
     label = label or partial(_class_of, roots=roots)
     names = sorted({label(fn) for fn in parts[0]})
     if len(names)<2: raise ValueError(f"There must be a folder for each class, found {', '.join(names)}")

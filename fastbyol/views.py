@@ -22,7 +22,7 @@ def blur_kernel(
 
 # %% ../nbs/02_views.ipynb #6b0bda57
 def _sum_rows(x, rows, weights):
-    "Sums of rows of `x` (n, c, height, width), alike in all channels; `rows`, `weights`: (n or 1, out, taps)"
+    "Sums of rows of `x` (n, c, height, width) in all channels; `rows`, `weights`: (n or 1, out, taps)"
     n,channels,height,width = x.shape
     first_rows = torch.arange(0, n*channels*height, height, device=x.device)
     rows = rows[:,None] + first_rows.view(n,channels,1,1)
@@ -37,7 +37,7 @@ def _cubic(x):
     return outer**2*(outer-1)/2 + inner**2*(1-2*inner)
 
 def _crop_rows(drawn, n_in, n_out):
-    "(rows, weights), each (n, n_out, taps): what makes each row of the view; and the same of its columns"
+    "(rows, weights), each (n, n_out, taps), that make each row of the view; and those of its columns"
     start = torch.cat([drawn['top'],drawn['left']])[:,None,None]
     length = torch.cat([drawn['height'],drawn['width']])[:,None,None]
     flip = torch.cat([torch.zeros_like(drawn['flip']),drawn['flip']])[:,None]
@@ -54,7 +54,7 @@ def _crop_rows(drawn, n_in, n_out):
 
 # %% ../nbs/02_views.ipynb #654e42e3
 def _blur_rows(sigma, kernel, size):
-    "Rows (1, size, kernel) that make each blurred row, by kornia's reflection; their weights (n, size, kernel)"
+    "Rows (1, size, kernel) that make each blurred row, as kornia reflects; weights (n, size, kernel)"
     offset = torch.arange(kernel, device=sigma.device)-kernel//2
     rows = (torch.arange(size, device=sigma.device)[:,None]+offset).abs()
     rows = torch.where(rows<size, rows, 2*(size-1)-rows)
@@ -81,7 +81,7 @@ def _colour_map(drawn):
 def _between(limits, uniform): return torch.lerp(*limits.unbind(-1), uniform)
 
 def _draw_crops(uniform, height, width, scale, ratio):
-    "Of ten sizes the first that fits, else as much as `ratio` allows; from (views, n, 22) numbers in [0,1)"
+    "Of ten sizes the first that fits, else as much as `ratio` allows; `uniform`: (views, n, 22)"
     area = height*width*_between(scale[:,None], uniform[...,:10])
     shape = _between(ratio[:,None].log(), uniform[...,10:20]).exp()
     widths,heights = (area*shape).sqrt().round(),(area/shape).sqrt().round()
@@ -126,9 +126,9 @@ class FusedView(nn.Module):
         self.p = dict(flip=flip_p, jitter=jitter_p, gray=gray_p, blur=blur_p, solarize=solarize_p)
         if not all(0<=p<=1 for p in self.p.values()):
             raise ValueError(f"A probability must be in [0,1], got {self.p}")
-        def around_one(strength): return max(0,1-strength),1+strength
-        self.ranges = dict(scale=scale, ratio=ratio, brightness=(-brightness,brightness), contrast=around_one(contrast),
-            saturation=around_one(saturation), hue=(-hue,hue), sigma=sigma)
+        def near_one(strength): return max(0,1-strength),1+strength
+        self.ranges = dict(scale=scale, ratio=ratio, brightness=(-brightness,brightness),
+            contrast=near_one(contrast), saturation=near_one(saturation), hue=(-hue,hue), sigma=sigma)
         self.colour = bool(gray_p or jitter_p and (saturation or hue))
 
     def extra_repr(self): return f'size={self.size}, p={self.p}, ranges={self.ranges}'
@@ -193,12 +193,10 @@ def _recolour(x, params, colour):
     return x.add_((1-contrast)*mean[...,None] + brightness)
 
 # %% ../nbs/02_views.ipynb #80054af1
-def _contrast(x, factor):
-    mean = x.mean((-2,-1), keepdim=True)
-    return (mean + (x-mean)*factor.view(-1,1,1,1).to(x)).clamp(0,1)
-
-_jiggles = dict(brightness=lambda x,factor: KE.adjust_brightness(x, factor-1), contrast=_contrast,
-                saturation=KE.adjust_saturation, hue=lambda x,shift: KE.adjust_hue(x, shift*2*math.pi))
+_jiggles = dict(
+    brightness=lambda x,factor: KE.adjust_brightness(x, factor-1),
+    contrast=lambda x,k: torch.lerp(x.mean((-2,-1), True), x, k.view(-1,1,1,1).to(x)).clamp(0,1),
+    saturation=KE.adjust_saturation, hue=lambda x,shift: KE.adjust_hue(x, shift*2*math.pi))
 
 class ColorJiggle(K.ColorJiggle):
     "kornia's `ColorJiggle` as DeepMind's release: order per image, contrast about each channel's mean"

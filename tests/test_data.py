@@ -286,6 +286,16 @@ def test_every_path_reads_skips_and_names_the_same_files(tmp_path, in_memory, wo
     want = torch.stack([load_square(f, 3, x.shape[-1]) for f in files]).float()/255
     torch.testing.assert_close(x, want)
 
+def test_the_quick_check_of_files_that_are_not_kept_fails_where_reading_does(tmp_path):
+    odd_files(tmp_path/'odd')
+    for part in (.2,.5,.99,1.):
+        picture(300, 400).save(f := tmp_path/'odd'/f'{part}.jpg')
+        f.write_bytes(f.read_bytes()[:int(part*f.stat().st_size)])
+    opener,files = D._OpenImage(20),find_images(tmp_path/'odd')
+    read = {f.name:isinstance(D._try(opener.load, f), Tensor) for f in files}
+    assert read=={f.name:isinstance(D._try(opener.check, f), Tensor) for f in files}
+    assert read['1.0.jpg'] and not read['0.5.jpg']
+
 @places
 @pytest.mark.parametrize('workers', [0,2])
 def test_a_test_set_names_the_broken_file_and_reads_the_others(tmp_path, in_memory, workers):
@@ -427,6 +437,10 @@ def test_batches_that_may_be_on_the_device_are_not_pinned(tmp_path):
     dls = make(write(tmp_path), pin_memory=True, in_memory=True)
     for dl in (dls.train, dls.valid.new(), dls.train.new(pin_memory=True)): assert not dl.pin_memory and not dl.fake_l.pin_memory
     assert make(tmp_path, pin_memory=True, in_memory=False).train.fake_l.pin_memory
+
+def test_a_loader_like_another_shares_its_images(tmp_path):
+    dl = make(write(tmp_path), in_memory=True).train
+    assert dl.new().images is dl.new(shuffle=False).images is dl.images
 
 def test_free_memory_is_asked_of_the_driver(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda d: (7,9))
