@@ -17,7 +17,6 @@ from fastai.callback.training import GradientAccumulation
 from .core import *
 from .views import *
 from .model import *
-from .data import move_images
 
 # %% ../nbs/05_callback.ipynb #b59473e5
 def target_decay(
@@ -123,7 +122,6 @@ def decodes(self:BYOLLoss, pred):
 # %% ../nbs/05_callback.ipynb #a09082c5
 @patch
 def before_train(self:BYOLCallback):
-    if self._trained: move_images(self.dls) # an epoch has shown how much memory it leaves
     if self._new_run:
         self._check_bs()
         self.taus,self._new_run = [],False

@@ -13,7 +13,6 @@ from matplotlib.offsetbox import AnnotationBbox,OffsetImage
 from matplotlib.transforms import Bbox
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
-from sklearn.metrics import pairwise_distances_argmin_min
 from sklearn.neighbors import NearestNeighbors
 from fastai.vision.all import *
 from .core import *
@@ -23,44 +22,51 @@ from .evaluate import *
 # %% ../nbs/15_explore.ipynb #9388b7b4
 def _fetch(dl, idxs):
     "Images `idxs` of `dl`, one after the other, as the body saw them: (c,h,w) in [0,1]"
-    pick = lambda order: [order[i] for i in idxs]
-    with fixed_rng(0), in_order(dl, pick) as batches: # looking leaves the random numbers of training as they were
-        for b in batches: yield from to_unit(b[0] if isinstance(b, (tuple,list)) else b, find_normalize(dl)).cpu()
+    norm = find_normalize(dl)
+    # looking leaves the random numbers of training as they were
+    with fixed_rng(0), in_order(dl, lambda order: [order[i] for i in idxs]) as batches:
+        for b in batches: yield from to_unit(b[0] if isinstance(b, (tuple,list)) else b, norm).cpu()
 
 def _dl_items(dl):
     "Names of the items of `dl`, such as files; None where it has none"
     ds = getattr(inner_dl(dl), 'dataset', None)
     items = getattr(ds, 'items', None)
     if isinstance(items, pd.DataFrame): return list(items.index)
-    if items is None or callable(items): items = [o[0] for o in getattr(ds, 'samples', [])] # torchvision's folders
-    return list(items) if len(items) and all(isinstance(o, (str,Path,int,np.integer)) for o in items) else None
+    if items is None or callable(items): items = [o[0] for o in getattr(ds, 'samples', [])] # of torchvision
+    named = len(items) and all(isinstance(o, (str,Path,int,np.integer)) for o in items)
+    return list(items) if named else None
 
 # %% ../nbs/15_explore.ipynb #f6d71145
 class EmbeddedImages:
     "Images and their representations: embedded once, for every tool"
     def __init__(self,
         features, # representations, (n, d): a tensor or an array
-        labels=None, # class of each image as a whole number, (n,); other labels, such as masks, are ignored
+        labels=None, # class of each image as a whole number, (n,); other labels are ignored
         items:list=None, # name of each image, such as its file; None: numbers from 0
         vocab:list=None, # names of the classes
-        images=None, # `DataLoader` in the order of `features`, function of the index, or list of (c,h,w) in [0,1]
+        images=None, # `DataLoader` in this order, function of the index, or list of (c,h,w) in [0,1]
     ):
-        f = torch.as_tensor(features).detach().cpu().float()
-        if f.ndim!=2 or not len(f): raise ValueError(f"`features` must be (n, d) with n>0, got {tuple(f.shape)}")
-        if not f.isfinite().all(): raise ValueError("Features hold NaN or infinity: the body has diverged")
+        features = torch.as_tensor(features).detach().cpu().float()
+        if features.ndim!=2 or not len(features):
+            raise ValueError(f"`features` must be (n, d) with n>0, got {tuple(features.shape)}")
+        if not features.isfinite().all(): raise ValueError("Features hold NaN: the body has diverged")
         if labels is not None: labels = torch.as_tensor(labels).cpu()
         if labels is not None and (labels.ndim!=1 or labels.is_floating_point()): labels = None
-        self.features,self.labels,self.vocab,self.images = f,labels,vocab,images
-        self.unit = F.normalize(f, dim=1) # a product of two is a cosine
-        self.items = list(range(len(f)) if items is None else items)
-        counts = {len(o) for o in (f,self.items,labels) if o is not None}
+        self.features,self.labels,self.vocab,self.images = features,labels,vocab,images
+        self.unit = F.normalize(features, dim=1) # a product of two is a cosine
+        self.items = list(range(len(features)) if items is None else items)
+        counts = {len(o) for o in (features,self.items,labels) if o is not None}
         if len(counts)>1: raise ValueError(f"Features, items and labels must be as many, got {counts}")
         if images is None and isinstance(self.items[0], Path):
             self.images = lambda i: image2tensor(open_image(self.items[i]))
-
     def __len__(self): return len(self.features)
     def __getstate__(self): return {**self.__dict__, 'images':None} # a loader cannot always be pickled
     def __repr__(self): return f"EmbeddedImages({len(self):,} images, {self.features.shape[1]} features)"
+    def label(self, i):
+        "Class of image `i`: its name, its number where `vocab` has none, None without labels"
+        if self.labels is None: return None
+        c = self.labels[i].item()
+        return self.vocab[c] if self.vocab is not None and 0<=c<len(self.vocab) else c
 
 # %% ../nbs/15_explore.ipynb #1e95b2f2
 @patch
@@ -69,21 +75,12 @@ def pictures(self:EmbeddedImages,
 ): # images (c,h,w) in [0,1], one after the other
     "Fetch the images `idxs`"
     idxs,images = [int(i) for i in idxs],self.images
-    if images is None: raise ValueError("There are no pictures: pass `images` to `EmbeddedImages`, or a data loader")
+    if images is None: raise ValueError("There are no pictures: pass `images` or a data loader")
     if hasattr(images, 'dataset'): return _fetch(images, idxs)
     return (to_unit(torch.as_tensor(images(i) if callable(images) else images[i])) for i in idxs)
 
-@patch
-def label(self:EmbeddedImages,
-    i:int # which image
-): # name of its class, or its number where `vocab` has no name for it; None without labels
-    "Class of image `i`"
-    if self.labels is None: return None
-    c = self.labels[i].item()
-    return self.vocab[c] if self.vocab is not None and 0<=c<len(self.vocab) else c
-
 def embed_images(
-    source, # anything that `as_encoder` takes; features (n, d); or `EmbeddedImages`, which are returned as they are
+    source, # anything that `as_encoder` takes; features (n, d); or `EmbeddedImages`, which are returned
     dl=None, # `DataLoader` of the images, with labels or without; they are read in its order, unshuffled
     target:bool=False, # representations of the target's body?
 )->EmbeddedImages: # what the tools below work on
@@ -94,23 +91,28 @@ def embed_images(
         raise TypeError(f"`dl` must be one data loader, such as `dls.train`, got {type(dl).__name__}")
     features,labels = (source,None) if ready else get_embeddings(source, dl, target=target)
     items = _dl_items(dl)
-    if items is not None and not ready and len(items)!=len(features): items = None # the loader reads other images
+    if not ready and items and len(items)!=len(features): items = None # it reads other images
     return EmbeddedImages(features, labels, items, getattr(dl, 'vocab', None), images=dl)
 
 # %% ../nbs/15_explore.ipynb #3c133d86
 def _as_picture(im):
     "What `imshow` draws: the first three of many channels, the first of two"
     im = im.detach().float().cpu().clamp(0, 1)
-    return im[:3].permute(1,2,0).numpy() if len(im)>=3 else np.repeat(im[0].numpy()[...,None], 3, 2)
+    return (im[:3] if len(im)>=3 else im[:1].expand(3,-1,-1)).permute(1,2,0).numpy()
 
-def _to_plane(unit, method, perplexity, seed):
+def _some(emb, n, seed):
+    return torch.randperm(len(emb), generator=torch.Generator().manual_seed(seed))[:n]
+
+def _to_plane(unit, method, seed):
     "(n, 2) from unit features (n, d)"
     n = len(unit)
     if n<2 or unit.std(0).max()<1e-6: return np.zeros((n,2)) # t-SNE divides by the spread
-    z = PCA(min(50 if method=='tsne' else 2, *unit.shape), random_state=seed).fit_transform(unit.double().numpy())
-    if method=='pca' or n<4: return np.pad(z, ((0,0),(0,2)))[:,:2]
-    perplexity,init = max(1., min(perplexity, (n-1)/3)),'pca' if z.shape[1]>1 else 'random'
-    return TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(z.astype(np.float32))
+    n_components = min(50 if method=='tsne' else 2, *unit.shape)
+    points = PCA(n_components, random_state=seed).fit_transform(unit.double().numpy())
+    if method=='pca' or n<4: return np.pad(points, ((0,0),(0,2)))[:,:2]
+    init = 'pca' if n_components>1 else 'random'
+    tsne = TSNE(perplexity=max(1, min(30, (n-1)/3)), init=init, random_state=seed)
+    return tsne.fit_transform(points.astype(np.float32))
 
 def _draw_thumbs(ax, points, colours, emb, rows, n, size):
     "Draw up to `n` pictures that overlap neither each other nor the edge of the axes"
@@ -122,14 +124,8 @@ def _draw_thumbs(ax, points, colours, emb, rows, n, size):
         if free and len(taken)<n: taken[i] = box
     for i,im in zip(taken, emb.pictures(rows[list(taken)])):
         im = _as_picture(im)
-        box = OffsetImage(im, zoom=size/max(im.shape[:2]), interpolation='antialiased')
-        ax.add_artist(AnnotationBbox(box, points[i], pad=.1, bboxprops=dict(edgecolor=colours[i], lw=1.2)))
-
-def _draw(ax, im, title, frame=None):
-    ax.imshow(_as_picture(im), vmin=0, vmax=1)
-    ax.set(xticks=[], yticks=[])
-    ax.set_title(plain_label(title), fontsize=8, pad=3)
-    for s in ax.spines.values(): s.set(visible=frame is not None, color=frame, linewidth=2.5)
+        box,frame = OffsetImage(im, zoom=size/max(im.shape[:2])),dict(edgecolor=colours[i], lw=1.2)
+        ax.add_artist(AnnotationBbox(box, points[i], pad=.1, bboxprops=frame))
 
 # %% ../nbs/15_explore.ipynb #e3bda136
 def plot_embeddings(
@@ -139,16 +135,15 @@ def plot_embeddings(
     max_items:int=2000, # points; a random part of the images where there are more
     thumbs:int=60, # most pictures to draw; 0: none
     thumb_size:float=20, # side of a picture, in points
-    perplexity:float=30., # of t-SNE: about how many neighbours count; lower where there are few images
     seed:int=0, # of the random part, and of t-SNE
     ax=None, # matplotlib axes to draw on; None: a new figure
     title:str=None, # of the axes; None: what is drawn
 ): # the axes
-    "Embeddings as points of the plane, coloured by class where there are labels, some with their pictures"
-    if method not in ('tsne','pca'): raise ValueError(f"`method` must be 'tsne' or 'pca', got {method!r}")
+    "Embeddings as points of the plane, coloured by class where there are labels, some with pictures"
+    if method not in ('tsne','pca'): raise ValueError(f"`method` is 'tsne' or 'pca', got {method!r}")
     emb = embed_images(source, dl)
-    rows = torch.randperm(len(emb), generator=torch.Generator().manual_seed(seed))[:max_items]
-    points = _to_plane(emb.unit[rows], method, perplexity, seed)
+    rows = _some(emb, max_items, seed)
+    points = _to_plane(emb.unit[rows], method, seed)
     if ax is None: _,ax = plt.subplots(figsize=(6.5,5), layout='constrained')
     labels = np.zeros(len(rows), int) if emb.labels is None else emb.labels[rows].numpy()
     classes = np.unique(labels)
@@ -156,7 +151,8 @@ def plot_embeddings(
     colour = {c:cmap(i) for i,c in enumerate(classes)}
     dots = [ax.scatter(*points[labels==c].T, s=9, color=colour[c], alpha=.8, lw=0) for c in classes]
     ax.set_title(ifnone(title, f'Embeddings of {len(rows):,} images ({method})'), fontsize=10)
-    ax.set(xticks=[], yticks=[]); ax.margins(.06)
+    ax.set(xticks=[], yticks=[])
+    ax.margins(.06)
     if emb.labels is not None and len(classes)<=20:
         names = [plain_label(emb.label(rows[labels==c][0])) for c in classes]
         ax.legend(dots, names, loc='center left', bbox_to_anchor=(1,.5), fontsize=8, markerscale=1.8, frameon=False)
@@ -165,13 +161,34 @@ def plot_embeddings(
     return ax
 
 # %% ../nbs/15_explore.ipynb #a48cc71c
-def _indices(idxs, n, name):
-    "`idxs`, or where a mask is true, as whole numbers in [0,n)"
-    idxs = np.array(list(idxs), dtype=None if len(idxs) else int)
-    if idxs.dtype==bool and len(idxs)==n: idxs = idxs.nonzero()[0]
-    wrong = [i for i in idxs.tolist() if idxs.dtype.kind not in 'iu' or not 0<=i<n]
-    if wrong: raise ValueError(f"`{name}` must be numbers of images from 0 to {n-1}, got {wrong[0]}")
-    return torch.from_numpy(idxs).long()
+def _side_by_side(a, b=None):
+    "Two images (c,h,w) as one, with a gap between them"
+    if b is None: return a
+    if b.shape!=a.shape: b = F.interpolate(b[None], a.shape[1:], mode='bilinear')[0]
+    return torch.cat([a, torch.ones(len(a), a.shape[1], max(1, a.shape[2]//16)), b], 2)
+
+def _draw_grid(emb, cells, ncols, width=1):
+    "A figure of `cells`: the numbers of one or two images, a title, the colour of a frame"
+    nrows = math.ceil(len(cells)/ncols)
+    fig,axs = plt.subplots(nrows, ncols, figsize=(ncols*width,nrows*1.15), squeeze=False, layout='constrained')
+    used = sorted({i for idxs,_,_ in cells for i in idxs})
+    ims = dict(zip(used, emb.pictures(used)))
+    for ax,(idxs,title,frame) in zip(axs.flat, cells):
+        ax.imshow(_as_picture(_side_by_side(*[ims[i] for i in idxs])), vmin=0, vmax=1)
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(plain_label(title), fontsize=8, pad=3)
+        for spine in ax.spines.values(): spine.set(visible=frame is not None, color=frame, linewidth=2.5)
+    for ax in axs.flat[len(cells):]: ax.axis('off')
+    return fig
+
+# %% ../nbs/15_explore.ipynb #9aa00304
+def _indices(idxs, n):
+    "`idxs`, or where a mask is true, as whole numbers"
+    idxs = torch.as_tensor(list(idxs))
+    if idxs.dtype==torch.bool and len(idxs)==n: idxs = idxs.nonzero()[:,0]
+    wrong = [i for i in idxs.tolist() if i not in range(n)]
+    if wrong: raise ValueError(f"Images must be whole numbers from 0 to {n-1}, got {wrong[0]}")
+    return idxs.long()
 
 def show_neighbours(
     source, # `EmbeddedImages`, or what `embed_images` takes
@@ -181,41 +198,29 @@ def show_neighbours(
     k:int=7, # neighbours of each; all of the others where there are fewer
     seed:int=0, # of the draw
 ): # the figure
-    "A row for each query: the image and its nearest by cosine, framed green where the class is the same, else red"
+    "A row for each query: the image and its nearest by cosine, framed green if of its class, else red"
     emb = embed_images(source, dl)
-    if queries is None: queries = torch.randperm(len(emb), generator=torch.Generator().manual_seed(seed))[:n]
-    queries = _indices(queries, len(emb), 'queries')
+    y = emb.labels
+    queries = _some(emb, n, seed) if queries is None else _indices(queries, len(emb))
     cosines = emb.unit[queries] @ emb.unit.T
     cosines[torch.arange(len(queries)), queries] = -math.inf # by number: a copy of the image stays
     cosines,nearest = cosines.topk(min(k, len(emb)-1))
-    rows = torch.cat([queries[:,None], nearest], 1)
-    fig,axs = plt.subplots(*rows.shape, figsize=(rows.shape[1],1.15*len(rows)), squeeze=False, layout='constrained')
-    ims = dict(zip(rows.unique().tolist(), emb.pictures(rows.unique())))
-    for row,(q,*idxs),sims in zip(axs, rows.tolist(), cosines.tolist()):
-        name = str(getattr(emb.items[q], 'name', emb.items[q]) if emb.labels is None else emb.label(q))
-        _draw(row[0], ims[q], name if len(name)<=16 else '…'+name[-15:])
-        for ax,i,sim in zip(row[1:], idxs, sims):
-            same = emb.labels is not None and emb.labels[i]==emb.labels[q]
-            _draw(ax, ims[i], f'{sim:.3f}', None if emb.labels is None else 'tab:green' if same else 'tab:red')
-    return fig
+    cells = []
+    for q,idxs,sims in zip(queries.tolist(), nearest.tolist(), cosines.tolist()):
+        name = str(getattr(emb.items[q], 'name', emb.items[q]) if y is None else emb.label(q))
+        cells.append(((q,), name if len(name)<=16 else '…'+name[-15:], None))
+        for i,sim in zip(idxs, sims):
+            frame = None if y is None else 'tab:green' if y[i]==y[q] else 'tab:red'
+            cells.append(((i,), f'{sim:.3f}', frame))
+    return _draw_grid(emb, cells, 1+nearest.shape[1])
 
 # %% ../nbs/15_explore.ipynb #dfa1eff7
-def _side_by_side(a, b):
-    "Two images (c,h,w) as one, with a gap between them"
-    b = F.interpolate(b[None], a.shape[1:], mode='bilinear')[0] if b.shape!=a.shape else b
-    return torch.cat([a, torch.ones(len(a), a.shape[1], max(1, a.shape[2]//16)), b], 2)
-
-def _caption(row):
-    if hasattr(row, 'similarity'): return f'{row.similarity:.4f}'
-    pick = f'{row.pick}: ' if hasattr(row, 'pick') else ''
-    return (pick + f'{row.distance:.3f}').removesuffix(': nan') # the first pick is far from nothing
-
 class ImageTable(pd.DataFrame):
     "A row for each image, or pair of images, that was found; `show` draws them"
     _metadata = ['emb']
     _constructor = property(lambda self: ImageTable)
-    def _repr_html_(self):
-        with pd.option_context('display.html.use_mathjax', False): return super()._repr_html_() # `$` in a name is `$`
+    def _repr_html_(self): # `$` in a name is `$`
+        with pd.option_context('display.html.use_mathjax', False): return super()._repr_html_()
 
     def show(self,
         n:int=18, # rows of the table to draw, from the first
@@ -223,55 +228,40 @@ class ImageTable(pd.DataFrame):
     ): # the figure, or None where the table is empty
         "Pictures of the first `n` rows"
         emb,rows,pair = getattr(self, 'emb', None),self.head(n),'index_2' in self
-        if emb is None or 'index' not in self:
-            raise ValueError("The table has lost its images or its column `index`: call `show` on rows of the original")
+        if emb is None or 'index' not in self: raise ValueError("`show` needs the images and the column `index`")
         if not len(rows): return print("The table is empty: there is nothing to show")
-        ncols = min(ncols or (6 if pair else 9), len(rows))
-        nrows = math.ceil(len(rows)/ncols)
-        fig,axs = plt.subplots(nrows, ncols, figsize=(ncols*(1+pair), nrows*1.1), squeeze=False, layout='constrained')
-        used = sorted({*rows['index'], *(rows['index_2'] if pair else ())})
-        ims = dict(zip(used, emb.pictures(used)))
-        for ax,row in zip(axs.flat, rows.itertuples()):
-            _draw(ax, _side_by_side(ims[row.index], ims[row.index_2]) if pair else ims[row.index], _caption(row))
-        for ax in axs.flat[len(rows):]: ax.axis('off')
-        return fig
+        idxs = zip(rows['index'], rows['index_2']) if pair else zip(rows['index'])
+        titles = [f'{o:.3f}' for o in rows['similarity' if pair else 'distance']]
+        cells = [(idx,title.replace('nan', ''),None) for idx,title in zip(idxs, titles)]
+        return _draw_grid(emb, cells, min(ncols or (6 if pair else 9), len(rows)), 1+pair)
 
 # %% ../nbs/15_explore.ipynb #34d5e1c8
-def _table(emb, **cols):
-    "An `ImageTable` of `cols`, with names, and labels where there are any, next to the numbers of images"
+def _table(emb, **columns):
+    "An `ImageTable` of `columns`, with the names and labels of the images"
     res = {}
-    for k,v in cols.items():
-        res[k] = v = torch.as_tensor(v).tolist()
-        if not k.startswith('index'): continue
-        res[k.replace('index', 'item')] = pd.Series([emb.items[i] for i in v], dtype=object)
-        if emb.labels is not None: res[k.replace('index', 'label')] = [emb.label(i) for i in v]
-    t = ImageTable(res)
-    t.emb = emb
-    return t
+    for name,values in columns.items():
+        res[name] = values = torch.as_tensor(values).tolist()
+        if not name.startswith('index'): continue
+        res[name.replace('index', 'item')] = pd.Series([emb.items[i] for i in values], dtype=object)
+        if emb.labels is not None: res[name.replace('index', 'label')] = [emb.label(i) for i in values]
+    table = ImageTable(res)
+    table.emb = emb
+    return table
 
 def _thumbnail(im):
     "Unit vector of a small version of `im`: the product of two is the correlation of their pixels"
     x = F.interpolate(im[None,:3], (16,16), mode='area').flatten()
-    noise = x.new_tensor([.02*len(x)**.5]) # deviations below .02 hardly count, so that blank images are alike
+    noise = x.new_tensor([.02*len(x)**.5]) # deviations below .02 hardly count: blank images are alike
     return F.normalize(torch.cat([x-x.mean(), noise]), dim=0)
-
-def _pixel_correlation(emb, pairs):
-    "Correlation of the thumbnails of each of `pairs`, (n,)"
-    if not len(pairs): return torch.empty(0)
-    used = pairs.unique()
-    small = torch.stack([_thumbnail(im) for im in emb.pictures(used)])
-    rows = torch.searchsorted(used, pairs).split(10_000)
-    return torch.cat([(small[r[:,0]]*small[r[:,1]]).sum(1) for r in rows]).clamp(-1, 1)
 
 def _similar_pairs(unit, threshold, max_pairs, chunk=2**22):
     "Cosines and numbers a < b of pairs at `threshold` or above, the most similar `max_pairs` of them"
     n_rows = max(1, chunk//len(unit)) # their similarities take 16 MiB
     cosines,pairs = torch.empty(0),torch.empty(0, 2, dtype=torch.long)
     for start in range(0, len(unit), n_rows):
-        s = unit[start:start+n_rows] @ unit[start:].T
-        s[torch.ones_like(s, dtype=torch.bool).tril_()] = -math.inf # each pair once, and none with itself
-        near = (s>=threshold).nonzero()
-        cosines = torch.cat([cosines, s[near[:,0],near[:,1]]])
+        part = unit[start:start+n_rows] @ unit[start:].T
+        near = (part>=threshold).triu_(1).nonzero() # each pair once, none with itself
+        cosines = torch.cat([cosines, part[near[:,0],near[:,1]]])
         order = cosines.argsort(descending=True, stable=True)[:max_pairs]
         cosines,pairs = cosines[order],torch.cat([pairs, near+start])[order]
     return cosines.clamp(max=1),pairs
@@ -283,23 +273,28 @@ def find_duplicates(
     threshold:float=0.98, # least cosine of the embeddings, in [-1,1]
     pixels:float=0.95, # least correlation of the thumbnails, in [-1,1]; None: embeddings alone
     max_pairs:int=100_000, # pairs to look at, the most similar first
-)->ImageTable: # index, item, index_2, item_2, similarity, pixels: a row for each pair, the most similar first
-    "Pairs of images that are nearly identical; `show` draws them"
+)->ImageTable: # index, item, index_2, item_2, similarity, pixels: a row for each pair
+    "Pairs of images that are nearly identical, the most similar first; `show` draws them"
     emb = embed_images(source, dl)
     cosines,pairs = _similar_pairs(emb.unit, threshold, max_pairs)
     if len(pairs)==max_pairs:
-        warnings.warn(f"Only the {max_pairs:,} most similar pairs are kept: raise `threshold`. Has the body collapsed?")
-    cols = dict(index=pairs[:,0], index_2=pairs[:,1], similarity=cosines)
+        warnings.warn(f"Only the {max_pairs:,} most similar pairs are kept. Has the body collapsed?")
+    columns = dict(index=pairs[:,0], index_2=pairs[:,1], similarity=cosines)
     if pixels is not None:
-        cols['pixels'] = _pixel_correlation(emb, pairs)
-        cols = {k:v[cols['pixels']>=pixels] for k,v in cols.items()}
-    return _table(emb, **cols)
+        used = pairs.unique()
+        small = [_thumbnail(im) for im in emb.pictures(used)]
+        small = torch.stack(small) if small else torch.empty(0, 1)
+        parts = torch.searchsorted(used, pairs).split(10_000)
+        columns['pixels'] = torch.cat([small[o].prod(1).sum(1) for o in parts]).clamp(-1, 1)
+        columns = {name:o[columns['pixels']>=pixels] for name,o in columns.items()}
+    return _table(emb, **columns)
 
 # %% ../nbs/15_explore.ipynb #d3d16a2c
 def _oddness(unit, k):
     "Mean cosine distance of each image to its `k` nearest neighbours, (n,)"
-    nearest = NearestNeighbors(n_neighbors=min(k, len(unit)-1), algorithm='brute').fit(unit.numpy())
-    return torch.from_numpy(nearest.kneighbors()[0]).square().mean(1)/2 # |a-b|² of unit vectors is 2-2cos
+    neighbours = NearestNeighbors(n_neighbors=min(k, len(unit)-1), algorithm='brute').fit(unit.numpy())
+    distances = torch.from_numpy(neighbours.kneighbors()[0])
+    return distances.square().mean(1)/2 # |a-b|² of unit vectors is 2-2cos
 
 def find_outliers(
     source, # `EmbeddedImages`, or what `embed_images` takes
@@ -317,24 +312,26 @@ def suggest_labels(
     source, # `EmbeddedImages`, or what `embed_images` takes
     dl=None, # `DataLoader`, unless `source` is `EmbeddedImages`
     n:int=20, # images to suggest
-    labelled:list=(), # numbers of the images that are labelled already, or a mask: suggestions are far from these too
-    leave_out:float=0.3, # part of the images, the oddest, that is not suggested, in [0,1); 0 where rare classes matter
-)->ImageTable: # pick, index, item, distance to the nearest labelled or picked before: in the order of picking
+    labelled:list=(), # numbers of the images that are labelled already, or a mask
+    leave_out:float=0.3, # part of the images, the oddest, that is not suggested; 0 if rare classes matter
+)->ImageTable: # pick, index, item, distance to the nearest labelled or picked before: in order
     "Images to label next, each as different as can be from those before it; `show` draws them"
     emb = embed_images(source, dl)
-    done = _indices(labelled, len(emb), 'labelled')
+    done = _indices(labelled, len(emb))
     free = torch.ones(len(emb), dtype=torch.bool).index_fill_(0, done, False)
     n_free = int(free.sum())
     if n>n_free: raise ValueError(f"{n} images are wanted, only {n_free} are unlabelled: lower `n`")
     n_out = min(int(leave_out*len(emb)), n_free-n)
     if n_out: free[_oddness(emb.unit, 20).where(free, -math.inf).topk(n_out).indices] = False
     unit = F.normalize(emb.unit-emb.unit.mean(0), dim=1)
-    nearest = torch.full((len(unit),), math.inf) # distance to the nearest image that is labelled or picked
-    if len(done): nearest = torch.from_numpy(pairwise_distances_argmin_min(unit, unit[done])[1]).float().square()/2
+    nearest = torch.full((len(unit),), math.inf) # distance to the nearest that is labelled or picked
+    if len(done):
+        for part in done.split(256): nearest = nearest.minimum((1-unit @ unit[part].T).amin(1).clamp(min=0))
     picks,distances = [],[]
     for _ in range(n):
-        central = not len(done) and not picks # the first is the most central image, each other the farthest
+        central = not len(done) and not picks # the first is the most central, each other the farthest
         i = int((unit @ unit.mean(0) if central else nearest).where(free, -math.inf).argmax())
-        picks.append(i); distances.append(math.nan if central else nearest[i].item())
-        free[i],nearest = False,torch.minimum(nearest, (1-unit @ unit[i]).clamp(min=0))
+        picks.append(i)
+        distances.append(math.nan if central else nearest[i].item())
+        free[i],nearest = False,nearest.minimum((1-unit @ unit[i]).clamp(min=0))
     return _table(emb, pick=range(1, n+1), index=picks, distance=distances)

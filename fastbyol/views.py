@@ -22,37 +22,39 @@ def blur_kernel(
 
 # %% ../nbs/02_views.ipynb #6b0bda57
 def _sum_rows(x, rows, weights):
-    "Weighted sums of rows of `x` (n, c, height, width), alike for all channels; `rows`, `weights`: (n or 1, out, taps)"
+    "Sums of rows of `x` (n, c, height, width) in all channels; `rows`, `weights`: (n or 1, out, taps)"
     n,channels,height,width = x.shape
-    rows = rows[:,None] + height*torch.arange(n*channels, device=x.device).view(n,channels,1,1)
+    first_rows = torch.arange(0, n*channels*height, height, device=x.device)
+    rows = rows[:,None] + first_rows.view(n,channels,1,1)
     weights = weights[:,None].expand(rows.shape).flatten(0,2)
     sums = F.embedding_bag(rows.flatten(0,2), x.reshape(-1,width), mode='sum', per_sample_weights=weights)
     return sums.view(n,channels,-1,width)
 
 # %% ../nbs/02_views.ipynb #6f56235d
-def _cubic(x, a=-.5): # `a` as PIL, and torch where it antialiases
-    x = x.abs()
-    return torch.where(x<1, ((a+2)*x-(a+3))*x*x+1, torch.where(x<2, (((x-5)*x+8)*x-4)*a, 0.))
+def _cubic(x):
+    "The bicubic filter of PIL, and of torch where it antialiases"
+    outer,inner = (2-x.abs()).clamp(min=0),(1-x.abs()).clamp(min=0)
+    return outer**2*(outer-1)/2 + inner**2*(1-2*inner)
 
-def _crop_rows(start, length, n_in, n_out, flip=None):
-    "The rows of the image that make each row of the view, and their weights: both (n, n_out, taps)"
-    scale = (length/n_out)[:,None]
+def _crop_rows(drawn, n_in, n_out):
+    "(rows, weights), each (n, n_out, taps), that make each row of the view; and those of its columns"
+    start = torch.cat([drawn['top'],drawn['left']])[:,None,None]
+    length = torch.cat([drawn['height'],drawn['width']])[:,None,None]
+    flip = torch.cat([torch.zeros_like(drawn['flip']),drawn['flip']])[:,None]
+    scale = length/n_out
     stretch = scale.clamp(min=1)
     out = torch.arange(n_out, device=start.device)
-    if flip is not None: out = torch.where(flip[:,None]>.5, n_out-1-out, out)
-    centre = (out+.5)*scale
+    centre = (torch.where(flip>.5, n_out-1-out, out)[...,None]+.5)*scale
     taps = 2*math.ceil(2*max(1,n_in/n_out))+1 # for the largest crop: the host need not know the crops
-    first_tap = (centre-2*stretch+.5).floor()[...,None]
-    rows = first_tap + torch.arange(taps, device=start.device)
-    distance = (rows+.5-centre[...,None])/stretch[...,None]
-    inside = (rows>=0) & (rows<length[:,None,None])
-    weights = _cubic(distance)*inside
-    rows = (rows+start[:,None,None]).clamp(0,n_in-1).long()
-    return rows,weights/weights.sum(-1, keepdim=True)
+    rows = (centre-2*stretch+.5).floor() + torch.arange(taps, device=start.device)
+    weights = _cubic((rows+.5-centre)/stretch) * ((rows>=0) & (rows<length))
+    weights = weights/weights.sum(-1, keepdim=True)
+    rows = (rows.clamp(min=0).minimum(length-1)+start).long()
+    return zip(rows.chunk(2), weights.chunk(2))
 
 # %% ../nbs/02_views.ipynb #654e42e3
 def _blur_rows(sigma, kernel, size):
-    "The rows that make each blurred row (1, size, kernel), by kornia's reflection; their weights (n, size, kernel)"
+    "Rows (1, size, kernel) that make each blurred row, as kornia reflects; weights (n, size, kernel)"
     offset = torch.arange(kernel, device=sigma.device)-kernel//2
     rows = (torch.arange(size, device=sigma.device)[:,None]+offset).abs()
     rows = torch.where(rows<size, rows, 2*(size-1)-rows)
@@ -64,145 +66,151 @@ _to_gray = torch.tensor([.299,.587,.114]).expand(3,3)
 _turn_axis = torch.tensor([[0.,-1,1],[1,0,-1],[-1,1,0]])/3**.5
 
 def _colour_map(drawn):
-    "L (n, 3, 3), k (n) and b (n) for what `FusedView.draw` returned"
+    "L (…, 3, 3), k (…) and b (…) for what was drawn"
     jitter = drawn['jitter'].float()
     brightness = jitter*drawn['brightness']
     contrast = 1 + jitter*(drawn['contrast']-1)
-    saturation = (1 + jitter*(drawn['saturation']-1))[:,None,None]
-    angle = (2*math.pi*jitter*drawn['hue'])[:,None,None]
+    saturation = (1 + jitter*(drawn['saturation']-1))[...,None,None]
+    angle = (2*math.pi*jitter*drawn['hue'])[...,None,None]
     saturate = saturation*torch.eye(3) + (1-saturation)*_to_gray
     turn = angle.cos()*torch.eye(3) + (1-angle.cos())/3 + angle.sin()*_turn_axis
-    mix = torch.where(drawn['hue_first'][:,None,None], saturate@turn, turn@saturate)
-    return torch.where(drawn['gray'][:,None,None], _to_gray@mix, mix),contrast,brightness
+    mix = torch.where(drawn['hue_first'][...,None,None], saturate@turn, turn@saturate)
+    return torch.where(drawn['gray'][...,None,None], _to_gray@mix, mix),contrast,brightness
 
 # %% ../nbs/02_views.ipynb #6f191d9b
-def _between(uniform, low, high): return low + (high-low)*uniform
+def _between(limits, uniform): return torch.lerp(*limits.unbind(-1), uniform)
 
 def _draw_crops(uniform, height, width, scale, ratio):
-    "Of ten sizes the first that fits, else as much of the image as `ratio` allows; from (n, 22) numbers in [0,1)"
-    area = height*width*_between(uniform[:,:10], *scale)
-    shape = _between(uniform[:,10:20], math.log(ratio[0]), math.log(ratio[1])).exp()
-    widths = F.pad((area*shape).sqrt().round(), (0,1), value=min(width, max(1, round(height*ratio[1]))))
-    heights = F.pad((area/shape).sqrt().round(), (0,1), value=min(height, max(1, round(width/ratio[0]))))
+    "Of ten sizes the first that fits, else as much as `ratio` allows; `uniform`: (views, n, 22)"
+    area = height*width*_between(scale[:,None], uniform[...,:10])
+    shape = _between(ratio[:,None].log(), uniform[...,10:20]).exp()
+    widths,heights = (area*shape).sqrt().round(),(area/shape).sqrt().round()
     fits = (widths>=1) & (widths<=width) & (heights>=1) & (heights<=height)
-    first_fit = fits.int().argmax(1, keepdim=True)
-    crop_width,crop_height = widths.gather(1, first_fit)[:,0],heights.gather(1, first_fit)[:,0]
-    left = (uniform[:,20]*(width-crop_width+1)).floor()
-    top = (uniform[:,21]*(height-crop_height+1)).floor()
+    first_fit,any_fits = fits.int().argmax(-1, keepdim=True),fits.any(-1)
+    def pick(sizes, largest): return torch.where(any_fits, sizes.gather(-1, first_fit)[...,0], largest)
+    crop_width = pick(widths, (height*ratio[...,1]).round().clamp(1, width))
+    crop_height = pick(heights, (width/ratio[...,0]).round().clamp(1, height))
+    left = (uniform[...,20]*(width-crop_width+1)).floor()
+    top = (uniform[...,21]*(height-crop_height+1)).floor()
     return dict(left=left, top=top, width=crop_width, height=crop_height)
+
+def _draw(views, n, height, width):
+    "What each of `views` draws for `n` images, by name, (views, n)"
+    uniform = torch.rand(len(views), n, 33)
+    p = torch.tensor([list(o.p.values()) for o in views])[:,None]
+    ranges = torch.tensor([list(o.ranges.values()) for o in views])[:,None]
+    applied = uniform[...,22:27]<p
+    strengths = _between(ranges[:,:,2:], uniform[...,27:32])
+    names = [*views[0].p, *list(views[0].ranges)[2:]]
+    drawn = dict(zip(names, [*applied.unbind(-1), *strengths.unbind(-1)]), hue_first=uniform[...,32]<.5)
+    return drawn | _draw_crops(uniform, height, width, *ranges[:,:,:2].unbind(2))
 
 # %% ../nbs/02_views.ipynb #1f3e2488
 class FusedView(nn.Module):
-    "Random crop, flip, blur, colour jitter, grayscale and solarisation in a few steps for the whole batch"
+    "Random crop, flip, blur, colour jitter, grayscale and solarisation in a few steps for the batch"
     def __init__(self,
         size:int, # side of the view, in pixels, at least 8
         scale:tuple=(.08,1.), # part of the image's area that a crop covers
         ratio:tuple=(3/4,4/3), # width over height of a crop
         flip_p:float=.5, # probability of a horizontal flip
-        jitter:tuple=(.4,.4,.2,.1), # strength of brightness, contrast, saturation, hue; the last two need 3 channels
-        jitter_p:float=.8, # probability of colour jitter
+        jitter:tuple=(.4,.4,.2,.1), # strength of brightness, contrast, saturation, hue
+        jitter_p:float=.8, # probability of colour jitter; saturation and hue need 3 channels
         gray_p:float=.2, # probability of grayscale; needs 3 channels unless 0
         blur_p:float=0., # probability of blur, with a kernel of `blur_kernel(size)`
         sigma:tuple=(.1,2.), # standard deviation of the blur, in pixels, above 0
         solarize_p:float=0., # probability of solarisation, which inverts values from .5 on
     ):
         super().__init__()
-        self.size,self.scale,self.ratio = check_view_size(size),scale,ratio
+        self.size = check_view_size(size)
         brightness,contrast,saturation,hue = jitter
         self.p = dict(flip=flip_p, jitter=jitter_p, gray=gray_p, blur=blur_p, solarize=solarize_p)
-        self.ranges = dict(brightness=(-brightness,brightness), contrast=(max(0,1-contrast),1+contrast),
-                           saturation=(max(0,1-saturation),1+saturation), hue=(-hue,hue), sigma=sigma)
+        if not all(0<=p<=1 for p in self.p.values()):
+            raise ValueError(f"A probability must be in [0,1], got {self.p}")
+        def near_one(strength): return max(0,1-strength),1+strength
+        self.ranges = dict(scale=scale, ratio=ratio, brightness=(-brightness,brightness),
+            contrast=near_one(contrast), saturation=near_one(saturation), hue=(-hue,hue), sigma=sigma)
         self.colour = bool(gray_p or jitter_p and (saturation or hue))
-        if not all(0<=p<=1 for p in self.p.values()): raise ValueError(f"A probability must be in [0,1], got {self.p}")
 
-    def extra_repr(self): return ', '.join(f'{o}={getattr(self,o)}' for o in ('size','scale','ratio','p','ranges'))
+    def extra_repr(self): return f'size={self.size}, p={self.p}, ranges={self.ranges}'
 
     def draw(self, n, height, width):
-        "All that is random in a view of `n` images of `height` × `width` pixels: a number for each, by name"
-        uniform = torch.rand(n, 33)
-        columns = iter(uniform[:,22:].unbind(1))
-        applied = {name:next(columns)<p for name,p in self.p.items()}
-        strengths = {name:_between(next(columns), *limits) for name,limits in self.ranges.items()}
-        return dict(**_draw_crops(uniform, height, width, self.scale, self.ratio), **applied, **strengths,
-                    hue_first=next(columns)<.5)
+        "All that is random in a view of `n` images of `height` × `width` pixels, by name, (n)"
+        return {name:o[0] for name,o in _draw([self], n, height, width).items()}
 
 # %% ../nbs/02_views.ipynb #cae625a0
 def _to_device(drawn, device):
-    "All that the device needs, by name, in one copy that nothing waits for"
+    "What the device needs for each view, in one copy that nothing waits for; from what `_draw` returned"
     mix,contrast,brightness = _colour_map(drawn)
-    # which images to blur and to solarise: those drawn for it come first
-    blur,solarize = (drawn[name].int().argsort(descending=True, stable=True) for name in ('blur','solarize'))
-    columns = {**drawn, **dict(contrast=contrast, brightness=brightness, blur=blur, solarize=solarize)}
-    packed = torch.cat([torch.stack(list(columns.values()), 1), mix.flatten(1)], 1)
+    blur = drawn['blur'].int().argsort(dim=-1, descending=True, stable=True) # those to blur come first
+    columns = {**drawn, **dict(blur=blur, contrast=contrast, brightness=brightness)}
+    packed = torch.cat([torch.stack(list(columns.values()), 1), mix.flatten(2).mT], 1)
     if device.type=='cuda': packed = packed.pin_memory()
     packed = packed.to(device, non_blocking=True)
-    return dict(zip(columns, packed.unbind(1)), mix=packed[:,-9:].view(-1,3,3))
+    params = [dict(zip(columns, rows), mix=rows[-9:].T.view(-1,3,3)) for rows in packed]
+    for o,n in zip(params, drawn['blur'].sum(-1).tolist()): o['blur'] = o['blur'][:n].long()
+    return params
 
 def _check_channels(n):
-    if n!=3: raise ValueError(f"These views need images of 3 channels, got {n}: use `byol_views(size, n_in={n})`")
+    if n!=3: raise ValueError(f"These views need 3 channels, got {n}: use `byol_views(size, n_in={n})`")
 
 @patch
 @torch.no_grad()
 def forward(self:FusedView, x, drawn=None):
-    "A view of each image, (n, c, size, size) in [0,1], made in float32 of what `draw` returned or now draws"
+    "A view of each image, (n, c, size, size) in [0,1], of what `draw` returned or now draws, in float32"
     n,channels,height,width = x.shape
     if self.colour: _check_channels(channels)
     if drawn is None: drawn = self.draw(n, height, width)
-    n_blurred,n_solarized = (drawn[name].tolist().count(True) for name in ('blur','solarize'))
+    if 'mix' not in drawn: drawn, = _to_device({name:o[None] for name,o in drawn.items()}, x.device)
     with torch.autocast(x.device.type, enabled=False):
-        params = _to_device(drawn, x.device)
-        view = self._recolour(self._crop(x.float(), params, n_blurred), params).clamp_(0,1)
-        chosen = params['solarize'][:n_solarized].long()
-        if n_solarized: view[chosen] = torch.where((some:=view[chosen])<.5, some, 1-some)
+        view = _recolour(_crop(x.float(), drawn, self.size), drawn, self.colour).clamp_(0,1)
+        if self.p['solarize']: # the threshold is out of reach where it is not drawn
+            view = torch.where(view<1.5-drawn['solarize'][:,None,None], view, 1-view)
     return view.view(n,channels,self.size,self.size).to(x.dtype)
 
 # %% ../nbs/02_views.ipynb #00d91da2
-@patch
-def _crop(self:FusedView, x, params, n_blurred):
+def _crop(x, params, size):
     "Crop, flip and blur, first along the height, then along the width: (n, c, size²)"
     n,channels,height,width = x.shape
-    blurred = slice(None) if n_blurred==n else params['blur'][:n_blurred].long()
-    taps = _blur_rows(params['sigma'][blurred], blur_kernel(self.size), self.size)
-    x = _sum_rows(x, *_crop_rows(params['top'], params['height'], height, self.size))
+    rows,columns = _crop_rows(params, max(height,width), size)
+    n_blurred = len(params['blur'])
+    blurred = params['blur'] if n_blurred<n else slice(None)
+    taps = _blur_rows(params['sigma'][blurred], blur_kernel(size), size)
+    x = _sum_rows(x, *rows)
     if n_blurred: x[blurred] = _sum_rows(x[blurred], *taps)
-    x = x.permute(0,3,1,2).reshape(n,1,width,-1) # a column of all channels is a row: long rows are summed faster
-    x = _sum_rows(x, *_crop_rows(params['left'], params['width'], width, self.size, params['flip']))
+    x = x.permute(0,3,1,2).reshape(n,1,width,-1) # columns of all channels as rows: long rows are faster
+    x = _sum_rows(x, *columns)
     if n_blurred: x[blurred] = _sum_rows(x[blurred], *taps)
-    return x.view(n,self.size,channels,self.size).permute(0,2,3,1).reshape(n,channels,-1)
+    return x.view(n,size,channels,size).permute(0,2,3,1).reshape(n,channels,-1)
 
-@patch
-def _recolour(self:FusedView, x, params):
-    "Brightness, contrast, saturation, hue and grayscale"
-    contrast,brightness,mix = params['contrast'][:,None,None],params['brightness'][:,None,None],params['mix']
-    mean = x.mean(2)
-    if self.colour:
+def _recolour(x, params, colour):
+    "Brightness and contrast, where `colour` also saturation, hue and grayscale"
+    contrast,brightness = params['contrast'][:,None,None],params['brightness'][:,None,None]
+    mean,mix = x.mean(2),params['mix']
+    if colour:
         mean = (mix*mean[:,None]).sum(2) # a matrix product may be of low precision
         x = _sum_rows(x[:,None], torch.arange(3, device=x.device).expand(1,3,3), contrast*mix)[:,0]
     else: x = x*contrast
     return x.add_((1-contrast)*mean[...,None] + brightness)
 
 # %% ../nbs/02_views.ipynb #80054af1
-def _contrast(x, factor):
-    mean = x.mean((-2,-1), keepdim=True)
-    return (mean + (x-mean)*factor.view(-1,1,1,1).to(x)).clamp(0,1)
-
-_jiggles = dict(brightness=lambda x,factor: KE.adjust_brightness(x, factor-1), contrast=_contrast,
-                saturation=KE.adjust_saturation, hue=lambda x,shift: KE.adjust_hue(x, shift*2*math.pi))
+_jiggles = dict(
+    brightness=lambda x,factor: KE.adjust_brightness(x, factor-1),
+    contrast=lambda x,k: torch.lerp(x.mean((-2,-1), True), x, k.view(-1,1,1,1).to(x)).clamp(0,1),
+    saturation=KE.adjust_saturation, hue=lambda x,shift: KE.adjust_hue(x, shift*2*math.pi))
 
 class ColorJiggle(K.ColorJiggle):
-    "kornia's `ColorJiggle` as in DeepMind's release: order drawn per image, contrast about each channel's mean"
+    "kornia's `ColorJiggle` as DeepMind's release: order per image, contrast about each channel's mean"
     def generate_parameters(self, batch_shape):
-        return {**super().generate_parameters(batch_shape), 'order':torch.rand(batch_shape[0], 4).argsort(1)}
-
+        order = torch.rand(batch_shape[0], 4).argsort(1)
+        return {**super().generate_parameters(batch_shape), 'order':order}
     def apply_transform(self, input, params, flags, transform=None):
         if self.saturation or self.hue: _check_channels(input.shape[1])
         out = input.clone()
         for step in params['order'].unbind(1): # what each image does first, second, third and last
             for i,(name,operation) in enumerate(_jiggles.items()):
-                chosen = (step==i).nonzero().flatten()
-                if not getattr(self, name) or not len(chosen): continue
-                rows = chosen.to(out.device, non_blocking=True)
-                out[rows] = operation(out[rows], params[f'{name}_factor'][chosen])
+                chosen = step==i
+                if not getattr(self, name) or not chosen.any(): continue
+                out[chosen] = operation(out[chosen], params[f'{name}_factor'][chosen])
         return out
 
 class Clip(nn.Module):
@@ -212,12 +220,13 @@ class Clip(nn.Module):
 def _kornia_view(size, jitter, gray_p, blur_p, solarize_p,
                  scale=(.08,1.), ratio=(3/4,4/3), flip_p=.5, jitter_p=.8, sigma=(.1,2.)):
     "What `FusedView` does, by kornia's operations one after the other"
-    crop = K.RandomResizedCrop((size,size), scale=scale, ratio=ratio, resample='bicubic', cropping_mode='resample')
+    crop = K.RandomResizedCrop((size,size), scale, ratio, resample='bicubic', cropping_mode='resample')
+    blur = K.RandomGaussianBlur(blur_kernel(size), sigma, p=blur_p)
     # kornia's defaults would draw a threshold, and add: the paper inverts what is above one half
     solarize = K.RandomSolarize(thresholds=(.5,.5), additions=(0.,0.), p=solarize_p)
-    others = [K.RandomHorizontalFlip(p=flip_p), ColorJiggle(*jitter, p=jitter_p), K.RandomGrayscale(p=gray_p),
-              K.RandomGaussianBlur(blur_kernel(size), sigma, p=blur_p), solarize]
-    return nn.Sequential(crop, Clip(), *[o for o in others if o.p], Clip())
+    jiggle,gray = ColorJiggle(*jitter, p=jitter_p),K.RandomGrayscale(p=gray_p)
+    others = [o for o in (K.RandomHorizontalFlip(p=flip_p), jiggle, gray, blur, solarize) if o.p]
+    return nn.Sequential(crop, Clip(), *others, Clip())
 
 # %% ../nbs/02_views.ipynb #24d40bf6
 @delegates(FusedView)
@@ -226,10 +235,10 @@ def byol_views(
     n_in:int=3, # channels of the images; operations that need 3 are left out for other numbers
     jitter:tuple=(.4,.4,.2,.1), # strength of brightness, contrast, saturation, hue
     gray_p:float=.2, # probability of grayscale
-    blur_p:tuple|None=None, # probability of blur in view 1 and view 2; None: (1, .1), but no blur up to 32 pixels
-    solarize_p:tuple=(0.,.2), # probability of solarisation in view 1 and view 2
+    blur_p:tuple|None=None, # probability of blur in each view; None: (1, .1), up to 32 pixels none
+    solarize_p:tuple=(0.,.2), # probability of solarisation in each view
     symmetric:bool=False, # one pipeline for both views, whose probabilities are the means of the two
-    fused:bool=True, # False: kornia's operations one after the other, several times slower than a `FusedView`
+    fused:bool=True, # False: kornia's operations one after the other, several times slower
     **kwargs
 )->tuple: # (view1, view2), `nn.Module`s from (bs, n_in, h, w) to (bs, n_in, size, size), both in [0,1]
     "The paper's two pipelines (arXiv:2006.07733, appendix B), every parameter drawn per image"
@@ -237,8 +246,9 @@ def byol_views(
     if symmetric: blur_p,solarize_p = [sum(blur_p)/2]*2,[sum(solarize_p)/2]*2
     if n_in!=3:
         jitter,gray_p = (*jitter[:2],0.,0.),0.
-        warnings.warn(f"Views of {n_in}-channel images leave out saturation, hue and grayscale, which need 3 channels")
-    make = partial(FusedView if fused else _kornia_view, check_view_size(size), jitter=jitter, gray_p=gray_p, **kwargs)
+        warnings.warn(f"Views of {n_in}-channel images leave out saturation, hue and grayscale")
+    kind = FusedView if fused else _kornia_view
+    make = partial(kind, check_view_size(size), jitter=jitter, gray_p=gray_p, **kwargs)
     return tuple(make(blur_p=b, solarize_p=s) for b,s in zip(blur_p, solarize_p))
 
 # %% ../nbs/02_views.ipynb #395d84db
@@ -250,12 +260,11 @@ def show_view_grid(
 ): # the figure
     "A row per image: the image, its view 1, its view 2"
     x = x[:n]
-    fig,axs = plt.subplots(len(x), 3, figsize=figsize or (4.5,1.5*len(x)), squeeze=False)
+    fig,axs = plt.subplots(len(x), 3, figsize=figsize or (4.5,1.5*len(x)), squeeze=False, layout='constrained')
     for column,images,title in zip(axs.T, [x, *[view(x) for view in views]], ('image','view 1','view 2')):
         column[0].set_title(title, fontsize=9)
-        for ax,image in zip(column, images.float().cpu().clamp(0,1)):
-            show_image(image[:3 if len(image)>=3 else 1], ax=ax, cmap='gray', vmin=0, vmax=1) # of many channels three
-    fig.tight_layout(pad=.3)
+        for ax,image in zip(column, images.float().cpu().clamp(0,1)): # of many channels three
+            show_image(image[:3 if len(image)>=3 else 1], ax=ax, cmap='gray', vmin=0, vmax=1)
     return fig
 
 # %% ../nbs/02_views.ipynb #44c1145c
@@ -263,28 +272,30 @@ def view_pair(
     views # a pair of callables, or one for both views
 )->tuple: # pair of callables
     "Check that `views` is a pair of callables; a single one serves for both"
-    if isinstance(views, (tuple,list,nn.ModuleList)):
-        if len(views)==2 and all(map(callable, views)): return tuple(views)
-    elif callable(views): return views,views
-    raise TypeError(f"`views` must be a pair of callables from (bs,c,h,w) in [0,1] to the same, got {views!r:.40}")
+    pair = tuple(views) if isinstance(views, (tuple,list,nn.ModuleList)) else (views,views)
+    if len(pair)==2 and all(map(callable, pair)): return pair
+    raise TypeError(f"`views` must be a pair of callables, from images in [0,1] to the same, got {views!r:.40}")
 
 def _check_view(view, x, name):
-    if not isinstance(view, Tensor): raise TypeError(f"{name} must return a tensor, got {type(view).__name__}")
-    if view.dtype!=x.dtype: raise TypeError(f"{name} must keep the dtype {x.dtype}, got {view.dtype}: convert it back")
+    if not isinstance(view, Tensor): raise TypeError(f"{name} must return a tensor, got {type(view)}")
+    if view.dtype!=x.dtype: raise TypeError(f"{name} must keep the dtype {x.dtype}, got {view.dtype}")
     if view.ndim!=4 or view.shape[:2]!=x.shape[:2]:
-        raise ValueError(f"{name} must keep the number of images and channels, got {[*view.shape]} for {[*x.shape]}")
+        raise ValueError(f"{name} must keep the number of images and channels, got {[*view.shape]}")
     low,high = view.min().item(),view.max().item() # NaN where any number is
-    if not (low>=-.1 and high<=1.1):
-        raise ValueError(f"{name} must be in [0,1], got {low:.2f} to {high:.2f}: leave `Normalize` out of it")
+    if low>=-.1 and high<=1.1: return
+    raise ValueError(f"{name} must be in [0,1], got {low:.2f} to {high:.2f}: leave out `Normalize`")
 
 def make_views(
     views:tuple, # pair of callables
     x:Tensor, # images (bs, c, h, w) in [0,1], float32
     check:bool=False, # check what the views return
 )->tuple: # (v1, v2)
-    "Both views of `x`, in float32 and without gradients"
+    "Both views of `x`, in float32 and without gradients; those of two `FusedView`s are drawn together"
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        made = tuple(view(x) for view in views)
+        if all(type(view) is FusedView for view in views):
+            params = _to_device(_draw(views, len(x), *x.shape[2:]), x.device)
+            made = tuple(view(x, o) for view,o in zip(views, params))
+        else: made = tuple(view(x) for view in views)
     if check:
         for i,view in enumerate(made, 1): _check_view(view, x, f'View {i}')
     return made

@@ -35,7 +35,7 @@ def test_memory_is_that_of_the_process():
 
 def test_measurements_are_listed_and_unknown_ones_named():
     out = bench()
-    for o in ('step','views','folder','quality','knn','gpu','imagenette'): assert f'python -m bench {o}' in out
+    for o in ('step','views','folder','decode','quality','knn','gpu','imagenette'): assert f'python -m bench {o}' in out
     assert 'no measurement' in bench('speed', rc=1)
 
 def test_a_missing_library_is_left_out_and_said(capsys, monkeypatch):
@@ -93,6 +93,7 @@ def test_quality_and_folder_run(tmp_path, photos):
     assert 'kNN' in out and 0<=json.loads((tmp_path/'q.json').read_text())['runs']['fastbyol'][0]['accuracy']<=1
     assert 'images/s' in bench('folder', photos, '--size', 16, '--bs', 4, '--repeats', 1, '--epochs', 2, '--only', 'fastbyol')
     assert 'at 16 pixels' in bench('views', '--sizes', '16', '--bs', 4, '--batches', 1, '--repeats', 1)
+    assert 'images/s of one process' in bench('decode', '--images', 20, '--repeats', 1)
 
 def test_the_numbers_of_a_recipe_follow_the_name():
     from bench.quality import arguments

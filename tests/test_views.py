@@ -3,7 +3,9 @@ from conftest import *
 from fastbyol.core import check_unit, fixed_rng, normalize_stats, to_unit
 from fastbyol.views import ColorJiggle, make_views, view_pair
 from kornia.filters import gaussian_blur2d
-import functools, pickle
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+import contextlib, functools, pickle
 import torchvision.transforms.functional as TV
 
 # --- what is drawn
@@ -256,6 +258,43 @@ def test_a_fused_view_works_in_float32_whatever_surrounds_it():
     v,x = FusedView(32),noise(4, 40); d = v.draw(4, 40, 40)
     with torch.autocast('cpu', torch.bfloat16): assert torch.equal(v(x, d), v(x, d).float())
     close(v(x.half(), d).float(), v(x, d), 1e-3)
+
+class OnDevice(TorchDispatchMode):
+    "Counts draws, copies to the device and what is launched there; the device is 'meta', which cannot be read"
+    def __init__(self):
+        super().__init__()
+        self.draws = self.copies = self.launches = 0
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        there = [o.is_meta for o in tree_leaves((args,kwargs,out)) if isinstance(o, Tensor)]
+        self.draws += 'rand' in func._schema.name
+        self.copies += any(there) and not all(there)
+        makes = all(o.alias_info is None or o.alias_info.is_write for o in func._schema.returns)
+        self.launches += any(there) and makes
+        return out
+
+@pytest.fixture
+def device(monkeypatch):
+    "A device whose values cannot be read, as if it had autocast"
+    monkeypatch.setattr(torch, 'autocast', lambda *a, **kw: contextlib.nullcontext())
+    return 'meta'
+
+@pytest.mark.parametrize('kw', [{}, dict(symmetric=True), dict(blur_p=(0.,0.)), dict(solarize_p=(1.,1.))], ids=range(4))
+def test_both_views_are_one_draw_and_one_copy_and_nothing_is_read_back(kw, device):
+    views,x = byol_views(64, **kw),torch.rand(16,3,80,100, device=device)
+    with OnDevice() as seen: made = make_views(views, x)
+    assert (seen.draws,seen.copies)==(1,1) and seen.launches<260
+    assert all(v.is_meta and v.shape==(16,3,64,64) for v in made)
+
+def test_views_of_your_own_beside_a_fused_one_work(device):
+    with OnDevice() as seen: v1,v2 = make_views((mirror,FusedView(32)), torch.rand(4,3,40,40, device=device))
+    assert v1.shape==(4,3,40,40) and v2.shape==(4,3,32,32) and seen.copies==1
+
+def test_views_drawn_together_are_those_drawn_one_after_the_other():
+    x,views = noise(9, 40),byol_views(36, blur_p=(1.,.5), solarize_p=(0.,.5))
+    with fixed_rng(3): together = make_views(views, x)
+    with fixed_rng(3): alone = [view(x) for view in views]
+    for a,b in zip(together, alone): close(a, b, 1e-6)
 
 # --- mistakes
 
