@@ -13,12 +13,10 @@ import kornia.augmentation as K
 from sklearn.datasets import load_digits
 from fastai.vision.all import *
 from .core import *
-from .views import *
-from .data import *
-from .learner import *
-from .evaluate import *
+from .all import *
+from .data import mark_output
+from .evaluate import pick_items
 from .explore import plot_embeddings
-from .monitor import *
 
 # %% ../nbs/18_demo.ipynb #93a7265b
 def write_digits(
@@ -32,6 +30,14 @@ def write_digits(
         f.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((im*255/16).round().astype(np.uint8)).resize((size,size), Image.Resampling.BICUBIC).save(f)
     return path
+
+def _demo_data(path, size, n_in, bs, seed):
+    "Files to train on and files put aside, unlabelled and labelled loaders"
+    with tempfile.TemporaryDirectory() as tmp:
+        train,test = split_files(path or write_digits(Path(tmp)/'digits'), seed=seed)
+        item_size = None if path else size # views of digits do not crop
+        udls = unlabelled_dls(train, size, bs, 0, n_in=n_in, item_size=item_size, in_memory=True)
+        return train,test,udls,labelled_dls(train, size, bs, n_in, valid=test, in_memory=True)
 
 # %% ../nbs/18_demo.ipynb #ddf85b8c
 def digit_view()->nn.Module: # images in [0,1] -> the same
@@ -59,11 +65,8 @@ def small_resnet(
     stride:int=2, # of the first layer
 )->nn.Sequential: # (bs, n_in, h, w) -> (bs, widths[-1], h/s, w/s), s = stride·2^(len(widths)-1)
     "A small residual network for small images"
-    layers,before = [ConvLayer(n_in, widths[0], stride=stride)],widths[0]
-    for i,width in enumerate(widths):
-        layers.append(ResidualBlock(before, width, stride=1 if i==0 else 2))
-        before = width
-    return nn.Sequential(*layers)
+    layers = [ConvLayer(n_in, widths[0], stride=stride), ResidualBlock(widths[0], widths[0])]
+    return nn.Sequential(*layers, *[ResidualBlock(*o, stride=2) for o in zip(widths, widths[1:])])
 
 # %% ../nbs/18_demo.ipynb #e8c5bfd2
 class Watch(Callback):
@@ -77,52 +80,30 @@ class Watch(Callback):
               f"kNN of the training images {knn['knn']:.2f}, {time.time()-self.start:3.0f} s", flush=True)
 
 def _watching(dl, every):
-    "Callbacks: neighbours between two halves of the labelled images `dl`, from which nothing is learned, and health"
+    "Callbacks that watch: neighbours between two halves of the labelled images `dl`, and health"
     halves = [pick_items(dl, lambda idxs, i=i: list(idxs)[i::2]) for i in (0,1)]
     return [KNNCallback(halves, every=every), HealthMonitor(every=every), Watch()]
 
 # %% ../nbs/18_demo.ipynb #9e7e87fb
-def _draw_views(fig, grid, learn, dl):
-    "Five images, each with its two views"
-    step = max(1, len(dl.dataset)//5)
-    some = pick_items(dl, lambda idxs: list(idxs)[::step][:5]) # from memory: the digits' files are gone
-    x = to_unit(first(some)[0]).cpu()
-    with fixed_rng(0): columns = [x, *make_views(learn.byol.views, x.to(dl.device))]
-    for c,(title,images) in enumerate(zip(('image','view 1','view 2'), columns)):
-        for r,image in enumerate(images):
-            show_image(image, ax=fig.add_subplot(grid[r,c]), title=title if r==0 else None, cmap='gray', vmin=0, vmax=1)
-
 def plot_demo(
     learn:Learner, # that did the pretraining
     res:LabelEfficiency, # the comparison
     dls:DataLoaders, # labelled images
     file:str|Path, # picture to write
 ): # the figure
-    "Views, learning curve, label efficiency and a map of the embeddings, as one picture"
-    fig = plt.figure(figsize=(12,9))
-    left,right = fig.add_gridspec(1, 2, width_ratios=(1,1.25), wspace=.2)
-    grid = left.subgridspec(7, 3, wspace=.05, hspace=.05, height_ratios=(1,1,1,1,1,.5,2.1))
-    _draw_views(fig, grid, learn, dls.train)
-    ax,health = fig.add_subplot(grid[6,:]),learn.health.history.dropna()
-    health.plot('epoch', 'loss', ax=ax, marker='o', ms=3, ylim=(0,None), ylabel='loss of BYOL', legend=False)
-    knn = learn.knn.history.assign(percent=lambda o: 100*o.knn)
-    knn.plot('epoch', 'percent', ax=ax, secondary_y=True, marker='s', ms=3, ylabel='kNN accuracy, %', legend=False)
-    ax.set_title('Pretraining, without labels', fontsize=10)
-    grid = right.subgridspec(2, 1, hspace=.28)
-    res.plot(ax=fig.add_subplot(grid[0]))
+    "Learning curve, label efficiency and a map of the embeddings, as one picture"
+    panels = [['curve','map'],['few','map']]
+    fig,axs = plt.subplot_mosaic(panels, figsize=(12,6.5), width_ratios=(1,1.4), layout='constrained')
+    health,knn = learn.health.history.dropna(),learn.knn.history
+    ax = health.plot('epoch', 'loss', ax=axs['curve'], ylim=(0,None), ylabel='BYOL loss', legend=False)
+    right = ax.twinx()
+    right.plot(knn.epoch, 100*knn.knn, 'C1')
+    right.set_ylabel('kNN accuracy of the training images, %', color='C1')
+    res.plot(ax=axs['few'])
     title = 'Embeddings of images not seen before (t-SNE; colours are the classes)'
-    plot_embeddings(learn, dls.valid, ax=fig.add_subplot(grid[1]), thumbs=40, thumb_size=16, title=title)
-    fig.savefig(file, dpi=110, bbox_inches='tight')
+    plot_embeddings(learn, dls.valid, ax=axs['map'], thumbs=40, thumb_size=16, title=title)
+    fig.savefig(file, dpi=110)
     return fig
-
-# %% ../nbs/18_demo.ipynb #d72bde00
-def _demo_data(path, size, n_in, bs, seed):
-    "Files to train on and files put aside, unlabelled and labelled loaders"
-    with tempfile.TemporaryDirectory() as tmp:
-        train,test = split_files(path or write_digits(Path(tmp)/'digits'), seed=seed)
-        # digits are kept at the size of their views, which do not crop
-        udls = unlabelled_dls(train, size, bs, valid_pct=0, n_in=n_in, item_size=None if path else size, in_memory=True)
-        return train,test,udls,labelled_dls(train, size, bs, n_in, valid=test, in_memory=True)
 
 # %% ../nbs/18_demo.ipynb #9121c15f
 def demo(
@@ -146,10 +127,10 @@ def demo(
     smallest = min(Counter(f.parent.name for f in train).values())
     per_class = [o for o in per_class if o<=smallest] or [smallest]
     views = (digit_view(),digit_view()) if digits else byol_views(size, n_in)
-    body = arch or small_resnet(n_in, (16,48,96) if digits else (32,64,128,256))
+    net = arch or small_resnet(n_in, (16,48,96) if digits else (32,64,128,256))
     precision = 'fp32' if digits else 'auto' # so that the same seed gives the same table
     cbs = _watching(dls.train, max(1, epochs//10))
-    learn = byol_learner(udls, body, views=views, tau=.99, hidden_size=1024, cbs=cbs, precision=precision)
+    learn = byol_learner(udls, net, views=views, tau=.99, hidden_size=1024, cbs=cbs, precision=precision)
     print(f"Pretraining on {len(train):,} images without labels: {epochs} epochs of {len(udls.train)} steps; "
           f"{len(test):,} images are put aside", flush=True)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 2e-3)

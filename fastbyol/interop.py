@@ -22,43 +22,47 @@ from .transfer import *
 def _hub_name(name):
     kind,_,place = str(name).partition(':')
     if kind in ('hf-hub','local-dir') and place: return kind,place
-    raise ValueError(f"`name` must be 'hf-hub:user/model' or 'local-dir:folder', got {str(name)!r}")
+    raise ValueError(f"`name` is 'hf-hub:user/model' or 'local-dir:folder', got {str(name)!r}")
 
 def _card(net, spec, name, license, info):
     made = ''.join(f"\n- {k}: `{' '.join(str(v).split())}`" for k,v in info.items())
     made = made and f'\n\n## How it was made\n{made}'
-    usage = (f'```python\nimport timm\nnet = timm.create_model({name!r}, pretrained=True).eval()\n'
-             f'features = {timm_representation(net, spec)} # x: normalised images, (bs, {spec.n_in}, h, w)\n```')
-    return dict(license=license, tags=['image-feature-extraction','timm','fastbyol','byol'], usage=usage,
-                description=f"{spec.name}, pretrained without labels with BYOL (arXiv:2006.07733) by fastbyol.{made}")
+    about = f"{spec.name}, pretrained without labels with BYOL (arXiv:2006.07733) by fastbyol.{made}"
+    features = f'features = {timm_representation(net, spec)} # x: normalised (bs, {spec.n_in}, h, w)'
+    usage = f'import timm\nnet = timm.create_model({name!r}, pretrained=True).eval()\n{features}'
+    return dict(license=license, tags=['image-feature-extraction','timm','fastbyol','byol'], description=about,
+                usage=f'```python\n{usage}\n```')
 
 # %% ../nbs/16_interop.ipynb #8cf580d2
 def to_hub(
     source, # anything that `as_encoder` takes
     name:str, # 'hf-hub:user/model', or 'local-dir:folder'
-    license:str='unknown', # licence of the weights, as the Hub names it, such as 'apache-2.0'; for the card
+    license:str='unknown', # of the weights, as the Hub names it, such as 'apache-2.0'; for the card
     info:dict=None, # figures for the card, such as `dict(knn=.714)`, beside those noted by `save_body`
     dtype:torch.dtype=None, # of the weights in the file, such as `torch.float16`; None: as they are
-    **kwargs # for the Hub: further arguments of `timm.models.push_to_hf_hub`, such as `token` or `private`
+    **kwargs # further arguments of `timm.models.push_to_hf_hub`, such as `token` or `private`
 )->str: # the name, for `from_hub` and `timm.create_model(name, pretrained=True)`
     "Share a body as timm does, on the Hugging Face Hub or in a folder"
     kind,place = _hub_name(name)
     if isinstance(source, (str,Path)): source = load_body(source)
     notes = source[1].get('info', {}) if isinstance(source, tuple) else {}
     spec = as_encoder(source).spec
-    arch = spec.arch if isinstance(spec.arch, str) and not spec.small_stem else None
-    known = arch and (not timm.is_model(arch) or timm.model_entrypoint(arch).__module__.startswith('timm.'))
-    if not known: raise ValueError(f"timm alone cannot build {spec.name} by name: share a file of `save_body` instead")
+    known = isinstance(spec.arch, str) and not spec.small_stem
+    if known and timm.is_model(spec.arch): # one that is registered here alone is not known to others
+        known = timm.model_entrypoint(spec.arch).__module__.startswith('timm.')
+    if not known: raise ValueError(f"timm alone cannot build {spec.name}: share a file of `save_body`")
     net = to_timm(source)
+    # what goes with timm's own weights does not go with these
     own = dict.fromkeys(('license','tag','notes','description','paper_ids','paper_name','origin_url'))
-    net.pretrained_cfg = {**net.pretrained_cfg, **own, 'input_size':(spec.n_in,*net.pretrained_cfg['input_size'][1:])}
-    card = _card(net, spec, str(name), license, {**notes, **(info or {})})
-    kw = dict(safe_serialization=True, model_args=dict(in_chans=spec.n_in, **spec.kwargs))
+    own['input_size'] = spec.n_in,*net.pretrained_cfg['input_size'][1:]
+    net.pretrained_cfg = net.pretrained_cfg | own
+    card = _card(net, spec, str(name), license, notes | (info or {}))
     if dtype is not None: net = net.to(dtype)
+    kwargs |= dict(safe_serialization=True, model_args=dict(in_chans=spec.n_in, **spec.kwargs))
     task = 'image-feature-extraction'
-    if kind=='hf-hub': push_to_hf_hub(net, place, **{**dict(model_card=card, task_name=task), **kw, **kwargs})
+    if kind=='hf-hub': push_to_hf_hub(net, place, model_card=card, task_name=task, **kwargs)
     else:
-        save_for_hf(net, place, **kw, **kwargs)
+        save_for_hf(net, place, **kwargs)
         readme = Path(place)/'README.md'
         if not readme.exists() or 'by fastbyol' in readme.read_text('utf-8'): # the user's is left alone
             readme.write_text(timm.models._hub.generate_readme(card, Path(place).name, task), 'utf-8')
@@ -74,14 +78,15 @@ def from_hub(
     name:str, # 'hf-hub:user/model', or 'local-dir:folder'
     **kwargs # further arguments of `BYOL`, such as `hidden_size` of its new heads
 )->BYOL: # in evaluation mode, with new projector and predictor
-    "A `BYOL` around any timm model of the Hugging Face Hub or of a folder, with its weights, statistics and channels"
+    "A `BYOL` around any timm model of the Hub or of a folder, with its weights, statistics and channels"
     _hub_name(name)
     try: net = timm.create_model(str(name), pretrained=True, num_classes=0)
-    except Exception as e: raise ValueError(f"timm could not load {name}: {first(str(e).splitlines())}") from e
-    cfg = net.pretrained_cfg
-    args = {k:v for k,v in getattr(net, '_model_args', {}).items() if k not in ('in_chans','num_classes')}
-    args.update(n_in=getattr(net, 'in_chans', cfg['input_size'][0]), stats=(cfg['mean'],cfg['std']))
-    res = BYOL(cfg['architecture'], **{**args, **kwargs})
+    except Exception as e: raise ValueError(f"timm could not load {name}: see the cause") from e
+    cfg,args = net.pretrained_cfg,dict(getattr(net, '_model_args', {}))
+    n_in = args.pop('in_chans', cfg['input_size'][0])
+    args.pop('num_classes', None)
+    args.update(n_in=getattr(net, 'in_chans', n_in), stats=(cfg['mean'],cfg['std']))
+    res = BYOL(cfg['architecture'], **(args | kwargs))
     return _set_bodies(res, {f'model.{k}':v for k,v in net.state_dict().items()}, what=str(name))
 
 # %% ../nbs/16_interop.ipynb #10f76a8a
@@ -89,107 +94,94 @@ def from_hub(
 def haiku_resnet(
     pretrained:bool=False, # not available by name: use `from_deepmind`
     layers:tuple=(3,4,6,3), # blocks per group
-    channels:tuple=(64,128,256,512), # width of each group; with bottlenecks its output is 4 times as wide
+    channels:tuple=(64,128,256,512), # width of each group; bottlenecks give 4 times as many
     stem:int=64, # width of the first convolution
     bottleneck:bool=True, # blocks of three convolutions, or of two?
     **kwargs
 )->nn.Module: # a timm model, padded as haiku does, with a projection in the first shortcut
     "The ResNet of DeepMind's BYOL, by default ResNet-50; `timm.create_model('haiku_resnet')`"
-    if pretrained: raise ValueError("'haiku_resnet' has no weights to download: use `from_deepmind(file)`")
-    cfg = dict(architecture='haiku_resnet', num_classes=1000, pool_size=(7,7), first_conv='conv1', classifier='fc')
+    if pretrained: raise ValueError("'haiku_resnet' has no weights by name: use `from_deepmind(file)`")
     block,size = (Bottleneck,1) if bottleneck else (BasicBlock,3)
-    kwargs.update(pretrained_cfg=kwargs.get('pretrained_cfg') or cfg, block=block, layers=layers, channels=channels)
-    net = build_model_with_cfg(TimmResNet, 'haiku_resnet', False, **kwargs)
+    cfg = dict(architecture='haiku_resnet', num_classes=1000, first_conv='conv1', classifier='fc')
+    kwargs['pretrained_cfg'] = kwargs.get('pretrained_cfg') or cfg
+    args = dict(block=block, layers=layers, channels=channels)
+    net = build_model_with_cfg(TimmResNet, 'haiku_resnet', False, **args, **kwargs)
     net.conv1,net.bn1 = nn.Conv2d(net.conv1.in_channels, stem, 7, 2, bias=False),nn.BatchNorm2d(stem)
     net.layer1[0].conv1 = nn.Conv2d(stem, channels[0], size, padding=size//2, bias=False)
     net.layer1[0].downsample = downsample_conv(stem, channels[0]*block.expansion, 1)
     for m in list(net.modules()):
         for name,c in m.named_children():
-            if isinstance(c, nn.Conv2d) and c.stride[0]>1 and c.kernel_size[0]>1:
-                setattr(m, name, Conv2dSame(c.in_channels, c.out_channels, c.kernel_size, c.stride, bias=False))
+            if not isinstance(c, nn.Conv2d) or c.stride[0]==1 or c.kernel_size[0]==1: continue
+            same = Conv2dSame(c.in_channels, c.out_channels, c.kernel_size, c.stride, bias=False)
+            setattr(m, name, same)
     net.maxpool = create_pool2d('max', 3, stride=2, padding='same')
     net.init_weights(zero_init_last=kwargs.get('zero_init_last', True))
     return net
 
 # %% ../nbs/16_interop.ipynb #00f1f57f
-class _DType: # stands for numpy's dtype, of numbers only
-    def __init__(self, code, *args): self.code,self.order = code,'='
-    def __setstate__(self, state): self.order = state[1]
-    def read(self, raw):
-        if not re.fullmatch(r'\?|b1|[iuf][1248]', self.code): raise TypeError(f"an array of {self.code!r}")
-        return np.frombuffer(raw, np.dtype(self.code).newbyteorder(self.order if self.order in '<>' else '='))
+def _dtype(code, *args): # its state, which may come, is ignored: numbers have the order of the machine
+    if re.fullmatch(r'\?|b1|[iuf][1248]', code): return np.dtype(code)
+    raise TypeError(f"an array of {code!r}")
+def _array(make, args, state, *rest):
+    a = np.ndarray(0)
+    a.__setstate__(state)
+    return a
+def _fields(name, keys, *rest):
+    return type('Fields', (dict,), {'__new__':lambda cls, *values: dict(zip(keys, values))})
 
-class _Array: # stands for numpy's array
-    def __init__(self, *args): self.a = None
-    def __setstate__(self, state):
-        shape,dtype,fortran,raw = state[-4:]
-        self.a = dtype.read(raw).reshape(shape, order='F' if fortran else 'C')
-        return self
+_state = _fields('', ['online_params','target_params','online_state','target_state'])
+_stand_ins = dict( # what takes the place of a name in a pickle
+    **dict.fromkeys(['OrderedDict','FlatMapping','FlatMap','frozendict'], dict), dtype=_dtype, ndarray=None,
+    **dict.fromkeys(['_create_array','_reconstruct_array','reconstruct_device_array'], _array),
+    scalar=lambda dtype, raw: np.frombuffer(raw, dtype)[0].item(), _reconstruct=lambda *args: np.ndarray(0),
+    _frombuffer=lambda raw, dtype, shape, order, *_: np.frombuffer(raw, dtype).reshape(shape, order=order),
+    encode=lambda s, encoding: s.encode('latin1'), _create_namedtuple=_fields, _ByolExperimentState=_state)
 
-def _stand_ins():
-    "What takes the place of each known name in a pickle; made for each file, since a pickle may set attributes of them"
-    def rebuilt(f, args, state, *rest): return _Array().__setstate__(state)
-    def as_dict(*args): return dict(*args)
-    def fields(name, keys, *rest): return type('Fields', (dict,), {'__new__': lambda cls,*vals: dict(zip(keys, vals))})
-    return {'numpy.ndarray':_Array, 'numpy.dtype':_DType, 'numpy.core.multiarray._reconstruct':lambda *args: _Array(),
-        'numpy.core.multiarray.scalar':lambda dtype, raw: dtype.read(raw)[0].item(),
-        'numpy.core.numeric._frombuffer':lambda raw, dtype, size, order, *_: rebuilt(0, 0, (size,dtype,order=='F',raw)),
-        '_codecs.encode':lambda s, encoding: s.encode('latin1'), 'dill._dill._create_namedtuple':fields,
-        **{f'haiku._src.data_structures.{o}':as_dict for o in ('FlatMapping','FlatMap','frozendict')},
-        'collections.OrderedDict':as_dict, 'jax._src.array._reconstruct_array':rebuilt,
-        'jax._src.device_array.reconstruct_device_array':rebuilt, 'dill._dill._create_array':rebuilt}
-
-# %% ../nbs/16_interop.ipynb #dfb954d3
-_state_fields = 'online_params','target_params','online_state','target_state','opt_state' # of byol_experiment.py
 class _DataUnpickler(pickle.Unpickler):
     "Reads arrays and their containers, and refuses anything else by its name"
     def find_class(self, module, name):
-        if not hasattr(self, 'known'): self.known = _stand_ins()
-        full = f'{module}.{name}'.replace('numpy._core', 'numpy.core').replace('dill.dill', 'dill._dill')
-        if full in self.known: return self.known[full]
-        if name=='_ByolExperimentState': return self.known['dill._dill._create_namedtuple'](name, _state_fields)
-        if module.startswith(('byol.','optax.')): return type('Fields', (tuple,), {'__new__': lambda cls,*vals: vals})
+        if name in _stand_ins: return _stand_ins[name]
+        if module.startswith('optax.'): return _fields(name, range(99))
         raise pickle.UnpicklingError(f"it names {module}.{name}")
 
 def read_data_pickle(
     file:str|Path # pickle
-)->dict: # what is in it; arrays are the `.a` of stand-ins
-    "Read a pickle of arrays without running anything that it names; anything else in it is a `ValueError`"
+)->dict: # what is in it
+    "Read a pickle of arrays without running what it names; anything else in it is a `ValueError`"
     with Path(file).open('rb') as f:
         try: return _DataUnpickler(f).load()
-        except Exception as e: raise ValueError(f"{file} is no pickle of arrays ({e}): nothing in it was run") from e
+        except Exception as e: raise ValueError(f"{file} is no pickle of arrays, nothing in it was run: {e}") from e
 
 # %% ../nbs/16_interop.ipynb #f74174df
-_haiku_block = r'\w+/block_group_(\d)/block_(\d+)/(shortcut_)?(conv|batchnorm)(?:_(\d))?'
-_haiku_names = dict(linear='0', batch_norm='1', linear_1='3', conv='conv', batchnorm='bn')
+_haiku_names = dict(linear='0', batch_norm='1', linear_1='3', shortcut_conv='downsample.0',
+    shortcut_batchnorm='downsample.1', initial_conv='conv1', initial_batchnorm='bn1')
+for i in range(3): _haiku_names |= {f'conv_{i}':f'conv{i+1}', f'batchnorm_{i}':f'bn{i+1}'}
 _haiku_parts = dict(w='weight', b='bias', scale='weight', offset='bias')
 
-def _torch_name(k):
-    "Our name of haiku's module `k`, such as 'body.model.layer1.0.conv1'"
-    k = k.replace('/~/', '/')
-    if m := re.fullmatch(r'(projector|predictor)/(linear(?:_1)?|batch_norm)', k): return f'{m[1]}.{_haiku_names[m[2]]}'
-    if m := re.fullmatch(r'\w+/initial_(conv|batchnorm)(_1)?', k): return f'body.model.{_haiku_names[m[1]]}1'
-    m = re.fullmatch(_haiku_block, k)
-    if not m: raise ValueError(f"`from_deepmind` knows BYOL with a ResNet (v1), not haiku's module {k!r}")
-    group,block,shortcut,kind,i = m.groups()
-    part = f"downsample.{int(kind!='conv')}" if shortcut else f'{_haiku_names[kind]}{int(i)+1}'
-    return f'body.model.layer{int(group)+1}.{block}.{part}'
-
-def _torch_array(a, k):
-    "HWIO to OIHW, (in, out) to (out, in), and channels alone for batch norm"
-    a = a.reshape(-1) if not k.endswith('/w') else a.T if a.ndim==2 else a.transpose(3,2,0,1)
-    return torch.from_numpy(np.array(a, dtype=a.dtype.newbyteorder('='), order='C'))
+def _torch_name(module):
+    "Our name of a module of haiku, such as 'body.model.layer1.0.conv1'"
+    top,*blocks,name = module.replace('/~', '').split('/')
+    if top not in ('projector','predictor'): top = 'body.model'
+    if blocks:
+        group,block = (int(o.rpartition('_')[2]) for o in blocks)
+        top = f'{top}.layer{group+1}.{block}'
+    return f'{top}.{_haiku_names[name]}'
 
 def _from_haiku(params, state):
     sd = {}
-    for k,parts in params.items():
-        if k=='classifier': continue # it was trained beside BYOL
-        for p,o in parts.items(): sd[f'{_torch_name(k)}.{_haiku_parts[p]}'] = _torch_array(o.a, f'{k}/{p}')
+    for module,arrays in params.items():
+        if module=='classifier': continue # it was trained beside BYOL
+        for part,a in arrays.items():
+            a = torch.from_numpy(a.copy())
+            # HWIO to OIHW, (in, out) to (out, in), and channels alone for batch norm
+            a = a.movedim((-1,-2), (0,1)).contiguous() if part=='w' else a.flatten()
+            sd[f'{_torch_name(module)}.{_haiku_parts[part]}'] = a
     for k,o in state.items():
         module,_,stat = k.removesuffix('_ema').rpartition('/')
-        name = _torch_name(module.removesuffix('/~'))
-        sd[f'{name}.running_{stat}'] = _torch_array(o['average'].a, k) # `hidden` is not corrected for its start at zero
-        sd[f'{name}.num_batches_tracked'] = torch.tensor(int(getattr(o['counter'], 'a', o['counter'])))
+        name = _torch_name(module)
+        # `hidden` is not corrected for its start at zero
+        sd[f'{name}.running_{stat}'] = torch.from_numpy(o['average'].copy()).flatten()
+        sd[f'{name}.num_batches_tracked'] = torch.tensor(int(o['counter']))
     return sd
 
 # %% ../nbs/16_interop.ipynb #730b4fd6
@@ -197,9 +189,9 @@ def _haiku_args(sd):
     def width(k, dim=0): return sd[f'{k}.weight'].shape[dim]
     groups = [f'body.model.layer{g}' for g in (1,2,3,4)]
     layers = [len([k for k in sd if k.startswith(g) and k.endswith('.conv1.weight')]) for g in groups]
-    heads = dict(hidden_size=width('projector.0'), projection_size=width('projector.3'))
-    return dict(n_in=width('body.model.conv1', 1), stem=width('body.model.conv1'), layers=layers, **heads,
-                channels=[width(f'{g}.0.conv1') for g in groups], bottleneck='body.model.layer1.0.conv3.weight' in sd)
+    return dict(n_in=width('body.model.conv1', 1), stem=width('body.model.conv1'), layers=layers,
+                channels=[width(f'{g}.0.conv1') for g in groups], hidden_size=width('projector.0'),
+                projection_size=width('projector.3'), bottleneck='body.model.layer1.0.conv3.weight' in sd)
 
 def from_deepmind(
     file:str|Path # `pretrain_res50x1.pkl`, or what DeepMind's code wrote for any of its ResNets (v1)
@@ -208,12 +200,12 @@ def from_deepmind(
     try:
         st = read_data_pickle(file)['experiment_state']
         online,target = (_from_haiku(st[f'{k}_params'], st[f'{k}_state']) for k in ('online','target'))
-        args = _haiku_args(online)
+        m = BYOL('haiku_resnet', **_haiku_args(online))
     except (AttributeError,KeyError,TypeError,IndexError) as e:
-        raise ValueError(f"{file} is not a checkpoint of DeepMind's BYOL: {e!r}") from e
-    m = BYOL('haiku_resnet', **args)
-    target = {f'target.{k}':v for k,v in target.items() if not k.startswith('predictor')} # the target has none here
-    load_strict(m, {**online, **target, 'mean':m.mean, 'std':m.std}, str(file))
+        raise ValueError(f"{file} is not a checkpoint of DeepMind's BYOL with ResNet v1: {e!r}") from e
+    # the target has no predictor here
+    target = {f'target.{k}':v for k,v in target.items() if not k.startswith('predictor')}
+    load_strict(m, online | target | dict(mean=m.mean, std=m.std), str(file))
     return m.eval()
 
 # %% ../nbs/16_interop.ipynb #ec9808d3
@@ -227,16 +219,18 @@ def _read_tensors(source):
     try:
         if str(source).endswith('.safetensors'): return safetensors.torch.load_file(source)
         return _flat(torch.load(source, map_location='cpu', weights_only=True))
-    except (pickle.UnpicklingError,EOFError,KeyError,RuntimeError,ValueError,safetensors.SafetensorError) as e:
-        raise ValueError(f"{source} is damaged, or could run code. If you trust it, save its state dict alone") from e
+    except FileNotFoundError: raise
+    except Exception as e:
+        raise ValueError(f"{source} is damaged, or could run code: save its state dict alone") from e
 
 def _names_in(m):
-    "What each of the body's weights is called in the whole network, by name and by number; prefixes of its classifier"
+    "The body's weights as the whole network names them, by name and by number; its classifier's prefixes"
     body,arch = m.body,m.spec.arch
     net = body.model if isinstance(arch, str) else arch if isinstance(arch, nn.Module) else arch()
     inner = 'model.' if isinstance(arch, str) else 'module.' if isinstance(body, LayerBody) else ''
-    children = [n for n,_ in net.named_children()]
-    cut = isinstance(body, nn.Sequential) and not isinstance(arch, nn.Module) # fastai took the first children of `net`
+    children = [name for name,_ in net.named_children()]
+    # fastai took the first children of `net`
+    cut = isinstance(body, nn.Sequential) and not isinstance(arch, nn.Module)
     by_name,by_number = {},{}
     for k in body.state_dict():
         head,dot,rest = k.removeprefix(inner).partition('.')
@@ -244,47 +238,46 @@ def _names_in(m):
         number = children.index(head) if rest and head in children else head
         by_name[k],by_number[k] = f'{head}{dot}{rest}',f'{number}{dot}{rest}'
     last = children[len(body):] if cut else L(getattr(net, 'pretrained_cfg', {}).get('classifier'))
-    return by_name,by_number,tuple(f'{o}.' for n in last for o in (n, *[i for i,c in enumerate(children) if c==n]))
+    numbers = [i for i,name in enumerate(children) if name in last]
+    return by_name,by_number,tuple(f'{o}.' for o in (*last,*numbers))
 
 # %% ../nbs/16_interop.ipynb #444a3b89
-def _find_bodies(sd, by_name, by_number, classifier):
-    "{prefix: body's state dict} where all weights are found; (prefix, state dict) of the best of the others"
-    whole,best,n_best = {},('',{}),0
-    for theirs in (by_name,by_number):
-        ends = max(theirs.values(), key=len),first(theirs.values())
-        for p in {k.removesuffix(end):None for end in ends for k in sd if f'.{k}'.endswith(f'.{end}')}:
-            rest = {k.removeprefix(p):v for k,v in sd.items() if k.startswith(p)}
-            body = {k:rest.pop(o) for k,o in theirs.items() if o in rest}
-            left = {k:v for k,v in rest.items() if not k.startswith(classifier)} # these are errors
-            if len(body)==len(theirs): whole.setdefault(p, {**body, **left})
-            elif len(body)>n_best: best,n_best = (p,{**body, **left}),len(body)
-    return whole,best
+def _find_bodies(sd, theirs, classifier):
+    "{prefix: state dict of a body} for all prefixes of the names `theirs`; some may be missing in it"
+    ends,found = (max(theirs.values(), key=len),first(theirs.values())),{}
+    for prefix in {k.removesuffix(end):None for end in ends for k in sd if f'.{k}'.endswith(f'.{end}')}:
+        rest = {k.removeprefix(prefix):v for k,v in sd.items() if k.startswith(prefix)}
+        body = {k:rest.pop(o) for k,o in theirs.items() if o in rest}
+        found[prefix] = body | {k:v for k,v in rest.items() if not k.startswith(classifier)} # errors
+    return found
 
 def _only(found, what):
     sd,*others = found.values() or [None]
     if all(o.keys()==sd.keys() and all(torch.equal(o[k], sd[k]) for k in sd) for o in others): return sd
     raise ValueError(f"{what} holds several bodies, under {list(found)}: choose one with `prefix`")
 
-# %% ../nbs/16_interop.ipynb #87b571d1
 def from_torch(
-    source, # state dict, or file (`.pt`, `.pth`, `.ckpt`, `.safetensors`), of a network or what contains it
-    arch, # the network that it is of: timm name, fastai or torchvision callable, or `nn.Module` (loaded in place)
+    source, # state dict or file (`.pt`, `.ckpt`, `.safetensors`) of a network, or of what contains it
+    arch, # its network: timm name, fastai or torchvision callable, or `nn.Module` (loaded in place)
     n_in:int=3, # channels of the images
     target:bool=False, # take the target's body instead of the online one?
     prefix:str=None, # what stands before the names of the body's weights; None: it is found
-    **kwargs # further arguments of `BYOL`, such as `layer`, `small_stem`, `stats`, or `hidden_size` of its new heads
+    **kwargs # further arguments of `BYOL`, such as `layer`, `small_stem`, `stats`, or `hidden_size`
 )->BYOL: # in evaluation mode, with new projector and predictor
-    "A `BYOL` with the body of a checkpoint of byol-pytorch, lightly, solo-learn, self_supervised or another library"
+    "A `BYOL` with the body of a checkpoint of byol-pytorch, lightly, solo-learn, self_supervised, …"
     sd,what = _read_tensors(source),'The state dict' if isinstance(source, dict) else str(source)
     m = BYOL(arch, n_in=n_in, **kwargs)
-    found,best = _find_bodies(sd, *_names_in(m))
-    if not found: load_strict(m.body, best[1], f"{what}, under {best[0]!r},") # says what is missing
-    if prefix is not None:
-        online = momentum = _only({p:o for p,o in found.items() if p.strip('.')==prefix.strip('.')}, what)
-    else:
-        targets = [p for p in found if re.search(r'target|momentum|teacher|(^|[._])ema([._]|$)', p.lower())]
-        momentum = _only({p:found.pop(p) for p in targets}, what)
-        online = _only(found, what)
+    by_name,by_number,classifier = _names_in(m)
+    some = _find_bodies(sd, by_number, classifier) | _find_bodies(sd, by_name, classifier)
+    found = {p:o for p,o in some.items() if by_name.keys()<=o.keys()}
+    if not found: # says what is missing
+        best = max(some, key=lambda p: len(by_name.keys() & some[p].keys()), default='')
+        load_strict(m.body, some.get(best, {}), f"{what}, under {best!r},")
+    if prefix is not None: found = {p:o for p,o in found.items() if p.strip('.')==prefix.strip('.')}
+    is_target = re.compile(r'target|momentum|teacher|(^|[._])ema([._]|$)').search
+    momentum = _only({p:o for p,o in found.items() if is_target(p.lower())}, what)
+    online = _only({p:o for p,o in found.items() if not is_target(p.lower())}, what)
+    if prefix is not None: online = momentum = online or momentum
     body = momentum if target else online
     if body is None: raise ValueError(f"{what} has no such body: pass `prefix` or `target={not target}`")
     return _set_bodies(m, body, momentum, what)

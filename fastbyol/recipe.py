@@ -17,48 +17,42 @@ from .optim import *
 
 # %% ../nbs/07_recipe.ipynb #9fba64db
 _epochs = 40,100,300,1000
-_tables = dict(base_lr=(.45,.45,.3,.2), wd=(1e-6,1e-6,1e-6,1.5e-6), tau=(.97,.99,.99,.996))
 
-def _deepmind(
-    epochs:int # of the run
-)->dict: # 'base_lr', 'wd' and 'tau' -> (value, source)
-    "Numbers of DeepMind's ImageNet presets, interpolated"
+def _by(source, **values): return {k:(v, source) for k,v in values.items()}
+
+def _deepmind(epochs):
+    "Numbers of DeepMind's ImageNet presets, interpolated; each with its source"
     def between(values): return float(np.interp(math.log(epochs), np.log(_epochs), values))
-    values = {k:between(_tables[k]) for k in ('base_lr','wd')}
-    values['tau'] = round(1-math.exp(between(np.log1p(-np.array(_tables['tau'])))), 12)
-    low,high = max((e for e in _epochs if e<=epochs), default=40),min((e for e in _epochs if e>=epochs), default=1000)
-    if low<high and epochs>low: source = f"ours: between DeepMind's {low} and {high} epochs"
-    else: source = f"DeepMind, {min(max(epochs, 40), 1000)} epochs" + ('' if epochs in _epochs else ', the nearest')
-    return {k:(v, source) for k,v in values.items()}
+    base_lr,wd = between((.45,.45,.3,.2)),between((1e-6,1e-6,1e-6,1.5e-6))
+    tau = round(1-math.exp(between(np.log1p((-.97,-.99,-.99,-.996)))), 12)
+    nearest = min(max(epochs, 40), 1000)
+    source = f"DeepMind, {nearest} epochs" + (", the nearest" if epochs!=nearest else "")
+    if nearest not in _epochs: source = "ours: between DeepMind's numbers for other epochs"
+    return _by(source, base_lr=base_lr, wd=wd, tau=tau)
 
 # %% ../nbs/07_recipe.ipynb #61d1f2b7
-_imagenette,_solo,_moco = "DeepMind's Imagenette setup","solo-learn's CIFAR-10 recipe","MoCo v3's ViT recipe"
-_short = 'ours: tried on a ResNet-18'
-
-_defaults = dict( # in the order in which they are printed; what follows from others stands there as None
-    preset=None, opt=('lars','the paper'), epochs=None, n_items=(None,'not given'), bs=None, size=(224,'default'),
-    processes=None, accumulate=None, effective_bs=None, steps=None, pretrained=(False,'default'), base_lr=None, lr=None,
-    warmup=(10.,'the paper'), wd=None, mom=(.9,'DeepMind'), eta=(1e-3,'DeepMind'), trust_clip=(False,'DeepMind'),
-    tau=None, tau_end=(1.,'the paper'), pred_lr_mult=(1.,'the paper'), small_stem=(False,'default'),
-    blur=(True,'the paper'), norm=('batch','the paper'))
-_adam = dict(opt=('adam','yours'), mom=(.9,"torch's default"), wd=(.01,"fastai's default"),
-    base_lr=(4e-3,"ours: fastai's default of 1e-3 at a batch of 64"))
-_nette = dict(base_lr=(2.,_imagenette), wd=(1e-6,_imagenette), tau=(.996,_imagenette))
-_small = dict(base_lr=(1.,_solo), wd=(1e-5,_solo), tau=(.99,_solo), eta=(.02,_solo), trust_clip=(True,_solo))
+_order = '''preset opt epochs n_items bs size processes accumulate effective_bs steps pretrained base_lr
+    lr warmup wd mom eta trust_clip tau tau_end pred_lr_mult small_stem blur norm'''.split() # as printed
+_defaults = (dict.fromkeys(_order) | _by('not given', n_items=None)
+    | _by('default', size=224, pretrained=False, small_stem=False)
+    | _by('DeepMind', mom=.9, eta=1e-3, trust_clip=False)
+    | _by('the paper', opt='lars', warmup=10., tau_end=1., pred_lr_mult=1., blur=True, norm='batch'))
+_adam = (_by('yours', opt='adam') | _by("torch's default", mom=.9) | _by("fastai's default", wd=.01)
+    | _by("ours: fastai's default of 1e-3 at a batch of 64", base_lr=4e-3))
+_nette,_solo = "DeepMind's Imagenette setup","solo-learn's CIFAR-10 recipe"
+_imagenette = _by(_nette, base_lr=2., wd=1e-6, tau=.996)
+_small_data = _by(_solo, base_lr=1., wd=1e-5, tau=.99, eta=.02, trust_clip=True)
 
 presets = dict( # name -> number -> (value, source)
     imagenet    = {}, # the defaults
-    imagenette  = _nette,
-    small_data  = _small,
-    cifar       = _small | dict(small_stem=(True,_solo), blur=(False,_solo)),
-    short       = _adam | dict(opt=('adam',_short), base_lr=(2.4e-3,_short), tau=(.8,_short)),
-    small_batch = _nette | dict(effective_bs=(256,_imagenette)),
-    warm_start  = _nette | dict(pretrained=(True,'the preset')),
-    vit         = _adam | dict(opt=('adam',_moco), base_lr=(1.5e-4,_moco), wd=(.1,_moco), tau=(.99,_moco),
-                               warmup=(40.,_moco)),
-)
+    imagenette  = _imagenette,
+    small_data  = _small_data,
+    cifar       = _small_data | _by(_solo, small_stem=True, blur=False),
+    short       = _adam | _by('ours: tried on a ResNet-18', opt='adam', base_lr=2.4e-3, tau=.8),
+    small_batch = _imagenette | _by(_nette, effective_bs=256),
+    warm_start  = _imagenette | _by('the preset', pretrained=True),
+    vit         = _adam | _by("MoCo v3's ViT recipe", opt='adam', base_lr=1.5e-4, wd=.1, tau=.99, warmup=40.))
 
-# %% ../nbs/07_recipe.ipynb #f3474634
 def _choose_preset(args, n_steps):
     "The preset for the images, their size and the steps of the run, with its source"
     size,n_items = args['size'],args['n_items']
@@ -71,142 +65,127 @@ def _choose_preset(args, n_steps):
     return 'imagenet','ours: 100,000 images and more'
 
 # %% ../nbs/07_recipe.ipynb #01689002
-_ranges = dict.fromkeys(('lr','base_lr','eta','pred_lr_mult'), (1e-12,1e12)) | dict(wd=(0,1e12), mom=(0,1-1e-9))
+_ranges = dict.fromkeys(['lr','base_lr','eta','pred_lr_mult'], (1e-12,1e12)) | dict(wd=(0,1e12), mom=(0,1-1e-9))
+_choices = dict(preset=list(presets), opt=['lars','adam'], norm=['batch','group','layer'])
 
 def _check_args(args):
     given = {k:v for k,v in args.items() if v is not None}
-    check_counts(**{k:given[k] for k in ('epochs','bs','n_items','effective_bs','processes') if k in given})
+    check_counts(**{k:v for k,v in given.items() if k in ('epochs','bs','n_items','effective_bs','processes')})
     if args['bs']<2: raise ValueError(f"`bs` must be 2 or more for batch norm, got {args['bs']}")
     if 'size' in given: check_view_size(args['size'])
     for k in ('tau','tau_end'): check_tau(given.get(k, 1.), k)
-    for k,known in dict(preset=presets, opt=('lars','adam'), norm=('batch','group','layer')).items():
-        if k in given and args[k] not in known: raise ValueError(f"`{k}` must be one of {list(known)}, got {args[k]!r}")
+    for k,known in _choices.items():
+        if args[k] not in (None, *known): raise ValueError(f"`{k}` is one of {known}, got {args[k]!r}")
     for k,(low,high) in (_ranges | dict(warmup=(0,args['epochs']))).items():
-        if k not in given or low<=args[k]<=high: continue
-        raise ValueError(f"`{k}` must be in [{low:g},{high:g}], got {args[k]!r}")
-    if {'lr','base_lr'} <= given.keys(): raise ValueError("Give `lr`, or `base_lr`: lr = base_lr · effective_bs / 256")
-
-# %% ../nbs/07_recipe.ipynb #4dd611df
-def _add_batch(numbers, args, at_once):
-    "Images and batches of a step, and how many steps there are"
-    one,n_items = (at_once,'one batch of each process'),args['n_items']
-    if args['effective_bs'] is None and (numbers['effective_bs'] or one)[0]<=at_once: numbers['effective_bs'] = one
-    effective_bs = numbers['effective_bs'][0]
-    accumulate,rest = divmod(effective_bs, at_once)
-    if rest:
-        nearest = max(1, accumulate)*at_once
-        raise ValueError(f"`effective_bs` must be a multiple of bs · processes, got {effective_bs}: use {nearest}")
-    if n_items and effective_bs>n_items:
-        fits = max(2, n_items//(2*numbers['processes'][0]))
-        raise ValueError(f"A step takes {effective_bs} images, and there are only {n_items}: use bs={fits} or fewer")
-    numbers['accumulate'] = accumulate,'batches for a step of effective_bs images'
-    steps = n_items and args['epochs']*(n_items//at_once)//accumulate # as `fit_byol` counts them
-    numbers['steps'] = steps,'epochs · n_items / effective_bs' if steps else 'not known without n_items'
+        if k in given and not low<=given[k]<=high: raise ValueError(f"`{k}` is in [{low:g},{high:g}], got {given[k]!r}")
+    if {'lr','base_lr'} <= given.keys(): raise ValueError("Give `lr`, or `base_lr`: that of 256 images")
 
 def _add_rates(numbers, args):
     "Learning rate, warm-up and τ for the steps of the run"
-    if args['lr'] is not None: numbers['base_lr'] = None
-    else:
-        base_lr,source = numbers['base_lr']
-        if numbers['pretrained'][0] and args['base_lr'] is None:
-            base_lr,source = base_lr/10,f'ours: a tenth of {base_lr:g} ({source}), to keep what is known'
-        numbers['base_lr'] = float(base_lr),source
-        numbers['lr'] = base_lr*numbers['effective_bs'][0]/256,'base_lr · effective_bs / 256 (the paper)'
+    base_lr,source = numbers['base_lr']
+    if numbers['pretrained'][0] and args['base_lr'] is None:
+        base_lr,source = base_lr/10,f'ours: a tenth of {base_lr:g} ({source}), to keep what is known'
+    lr = base_lr*numbers['effective_bs'][0]/256,'base_lr · effective_bs / 256 (the paper)'
+    numbers |= dict(base_lr=(float(base_lr),source), lr=numbers['lr'] or lr)
     part,name = (40/300,'40/300') if numbers['preset'][0]=='vit' else (1/4,'a quarter')
     if args['warmup'] is None and numbers['warmup'][0]>part*args['epochs']:
         numbers['warmup'] = part*args['epochs'],f'ours: {name} of a short run'
     # the target averages over 1/(1-tau) steps: in DeepMind's runs never over more than 1/148 of them
     steps,tau = numbers['steps'][0],numbers['tau'][0]
-    if args['tau'] is None and steps and tau>1-100/steps:
-        numbers['tau'] = max(.5, 1-100/steps),f"ours: averages over 1/100 of {steps:,} steps, not over {1/(1-tau):.0f}"
+    if args['tau'] is not None or not steps or tau<=1-100/steps: return
+    source = f"ours: averages over 1/100 of {steps:,} steps, not over {1/(1-tau):.0f}"
+    numbers['tau'] = max(.5, 1-100/steps),source
 
 # %% ../nbs/07_recipe.ipynb #85f1f040
 def _numbers(args, told):
-    "Every number for `args` with its source: default, preset and yours, merged, and what follows from them"
+    "Every number with its source: default, preset and yours, merged, and what follows from them"
     _check_args(args)
-    yours = {k:(v, told.get(k, 'yours')) for k,v in args.items() if v is not None and k not in ('norm','own_opt')}
-    if args['norm']!='batch': yours['norm'] = args['norm'],'yours'
-    at_once = args['bs']*ifnone(args['processes'], num_distrib() or 1)
-    n_steps = (args['n_items'] or 0)//(args['effective_bs'] or at_once)*args['epochs']
+    own = {k:v for k,v in args.items() if v is not None and k not in ('norm','own_opt')}
+    if args['norm']!='batch': own['norm'] = args['norm']
+    yours = {k:(v, told.get(k, 'yours')) for k,v in own.items()}
+    processes = ifnone(args['processes'], num_distrib() or 1)
+    epochs,n_items,at_once = args['epochs'],args['n_items'],args['bs']*processes
+    n_steps = (n_items or 0)//(args['effective_bs'] or at_once)*epochs
     name,source = yours.get('preset') or _choose_preset(args, n_steps)
     preset = presets[name]
     if args['opt']=='adam' and 'opt' not in preset: preset = preset | _adam
     if args['opt']=='lars' and 'opt' in preset and args['lr'] is None and args['base_lr'] is None:
-        raise ValueError(f"The preset {name!r} is made for 'adam', its rate is not one for 'lars': give `base_lr`, too")
-    numbers = _defaults | dict(processes=(at_once//args['bs'],'as many as run'))
-    numbers |= _deepmind(args['epochs']) | preset | yours | dict(preset=(name,source))
-    _add_batch(numbers, args, at_once)
+        raise ValueError(f"The preset {name!r} is made for 'adam', not one for 'lars': give `base_lr`")
+    numbers = _defaults | _by('as many as run', processes=processes) | _deepmind(epochs) | preset | yours
+    one = at_once,'one batch of each process'
+    if args['effective_bs'] is None: numbers['effective_bs'] = max(numbers['effective_bs'] or one, one)
+    effective_bs = numbers['effective_bs'][0]
+    accumulate = max(1, effective_bs//at_once)
+    nearest = accumulate*at_once
+    if effective_bs!=nearest: raise ValueError(f"`effective_bs` must be a multiple of {at_once}: use {nearest}")
+    if n_items and effective_bs>n_items:
+        fits = max(2, n_items//(2*processes))
+        raise ValueError(f"A step takes {effective_bs} images, of only {n_items}: use bs={fits}")
+    steps = n_items and epochs*(n_items//at_once)//accumulate # as `fit_byol` counts them
+    numbers |= _by('batches for a step of effective_bs images', accumulate=accumulate) | dict(preset=(name,source))
+    numbers['steps'] = steps,'epochs · n_items / effective_bs' if steps else 'not known without n_items'
     _add_rates(numbers, args)
     if numbers['pretrained'][0]:
-        harm = 'on aerial photos BYOL made published weights worse: compare with them as they are'
-        numbers['pretrained'] = True,f"{numbers['pretrained'][1]}; {harm}"
+        numbers['pretrained'] = True,numbers['pretrained'][1]+'; BYOL can make them worse: compare'
     if args['own_opt']: numbers['opt'] = args['own_opt'],'yours'
-    left_out = dict(lars=(), adam=('eta','trust_clip')).get(numbers['opt'][0], ('eta','trust_clip','mom'))
-    if args['views']: left_out = *left_out,'blur'
+    left_out = dict(lars='', adam='eta trust_clip').get(numbers['opt'][0], 'eta trust_clip mom').split()
+    left_out += [k for k,why in dict(blur=args['views'], base_lr=args['lr']).items() if why is not None]
     return {k:number for k,number in numbers.items() if number is not None and k not in left_out}
 
 # %% ../nbs/07_recipe.ipynb #972491cb
-class Recipe:
-    "Numbers of a pretraining run, each with its source; `r.lr` or `r['lr']`, and `print(r)` shows all"
+class Recipe(dict):
+    "Numbers of a pretraining run, each with its source; `r.lr` is `r['lr']`, and `print(r)` shows all"
     def __init__(self,
         args:dict, # arguments of `recipe`
         told:dict=None, # name of an argument -> where it comes from; 'yours' where it is not named
     ):
         self.args,self.told = args,told or {}
         numbers = _numbers(self.args, self.told)
-        self.values = {k:value for k,(value,_) in numbers.items()}
+        super().__init__({k:value for k,(value,_) in numbers.items()})
         self.sources = {k:source for k,(_,source) in numbers.items()}
-
+    values = property(dict)
     def __getattr__(self, k):
-        if k=='values' or k not in self.values: raise AttributeError(k)
-        return self.values[k]
-    def __getitem__(self, k): return self.values[k]
-    def keys(self): return self.values.keys()
-    def get(self, k, default=None): return self.values.get(k, default)
-
+        if k in self: return self[k]
+        raise AttributeError(k)
     def __repr__(self):
         def text(v): return f'{v:.4g}' if isinstance(v, float) else f'{v:,}' if type(v) is int else str(v)
-        return '\n'.join(f'{k:13} {text(v):>12}   {self.sources[k]}' for k,v in self.values.items())
-
+        return '\n'.join(f'{k:13} {text(v):>12}   {self.sources[k]}' for k,v in self.items())
     def replace(self,
         _source:str|dict='yours', # where the new arguments come from, or that of each
         **kwargs # arguments of `recipe`
     ):
         "The recipe with other arguments, worked out again"
-        if unknown := set(kwargs)-set(self.args): raise TypeError(f"`recipe` has no {', '.join(sorted(unknown))}")
+        unknown = ', '.join(sorted(set(kwargs)-set(self.args)))
+        if unknown: raise TypeError(f"`recipe` has no {unknown}")
         sources = _source if isinstance(_source, dict) else dict.fromkeys(kwargs, _source)
         return Recipe(self.args | kwargs, self.told | {k:sources.get(k, 'yours') for k in kwargs})
-
-# %% ../nbs/07_recipe.ipynb #87bbd77d
-@patch(as_prop=True)
-def opt_func(self:Recipe)->callable: # for `Learner`
-    "The optimiser, all but its parameters"
-    mults = None if self.pred_lr_mult==1 else (1., self.pred_lr_mult)
-    if self.opt=='adam': return partial(adamw, mom=self.mom, lr_mults=mults)
-    return partial(lars, mom=self.mom, eta=self.eta, trust_clip=self.trust_clip, lr_mults=mults)
-
-@patch(as_prop=True)
-def splitter(self:Recipe)->callable: # for `Learner`
-    "A group for the predictor where it has its own learning rate"
-    return trainable_params if self.pred_lr_mult==1 else predictor_splitter
-
-@patch(as_prop=True)
-def cbs(self:Recipe)->list: # for `Learner`
-    "Gradient accumulation, where steps are larger than batches"
-    return [GradientAccumulation(self.bs*self.accumulate)] if self.accumulate>1 else []
+    @property
+    def opt_func(self):
+        "The optimiser, all but its parameters, for `Learner`"
+        mults = None if self.pred_lr_mult==1 else (1., self.pred_lr_mult)
+        if self.opt=='adam': return partial(adamw, mom=self.mom, lr_mults=mults)
+        return partial(lars, mom=self.mom, eta=self.eta, trust_clip=self.trust_clip, lr_mults=mults)
+    @property
+    def splitter(self):
+        "A group for the predictor where it has its own learning rate, for `Learner`"
+        return trainable_params if self.pred_lr_mult==1 else predictor_splitter
+    @property
+    def cbs(self):
+        "Gradient accumulation, where steps are larger than batches"
+        return [GradientAccumulation(self.bs*self.accumulate)] if self.accumulate>1 else []
 
 # %% ../nbs/07_recipe.ipynb #a1807ecd
 def recipe(
     epochs:int=100, # epochs of the run
     bs:int=256, # images per batch, in each process
     n_items:int=None, # training images; None: `byol_learner` asks the data
-    size:int=None, # side of the views, in pixels; None: `byol_learner` asks the data, and 224 is taken until then
+    size:int=None, # side of the views, in pixels; None: `byol_learner` asks the data; else 224
     opt:str=None, # 'lars' or 'adam'; None: the preset's, which is 'lars' for all but 'vit' and 'short'
     preset:str=None, # a name from `presets`; None: by `size` and `n_items`
-    effective_bs:int=None, # images per optimiser step, over several batches and all processes; None: one batch of each
+    effective_bs:int=None, # images per optimiser step, in all; None: one batch of each process
     processes:int=None, # processes that train together; None: as many as run
     pretrained:bool=None, # start from published weights, with a tenth of the learning rate?
-    norm:str|None='batch', # norm of the heads: 'batch', 'group' (with weight standardisation), 'layer' or None
+    norm:str|None='batch', # norm of the heads: 'batch', 'group' (standardised weights), 'layer' or None
     small_stem:bool=None, # resnets: stem for images of about 32 pixels?
     blur:bool=None, # blur the views?
     base_lr:float=None, # learning rate at an effective batch of 256
@@ -220,26 +199,14 @@ def recipe(
     pred_lr_mult:float=None, # factor on the learning rate of the predictor
 )->Recipe: # `print` it
     "Numbers for a pretraining run, and where each comes from"
-    # for `byol_learner`, which may be given an optimiser and views
-    return Recipe(dict(locals()) | dict(own_opt=None, views=None))
+    return Recipe(dict(locals()) | dict(own_opt=None, views=None)) # both may be given to `byol_learner`
 
 # %% ../nbs/07_recipe.ipynb #66c1a1cd
 @patch
-def show_schedule(self:Recipe,
-    ax=None, # matplotlib axes to draw on; None: a new figure
-    figsize:tuple=(4.6,2.6), # of a new figure, in inches
-): # the axes of the learning rate
+def show_schedule(self:Recipe)->plt.Axes: # of the learning rate
     "Learning rate and τ over the epochs of the run"
-    if ax is None: _,ax = plt.subplots(figsize=figsize)
-    n_steps = self.steps or 100*self.epochs
-    steps,warmup = np.linspace(0, n_steps, 401),n_steps*self.warmup/self.epochs
-    lrs = [self.lr*warmup_cosine(step, n_steps, warmup) for step in steps]
-    taus = [target_decay(step, n_steps, self.tau, self.tau_end) for step in steps]
-    ax.axvspan(0, self.warmup, color='C0', alpha=.07, lw=0)
-    ax.set(xlabel='epoch', xlim=(0,self.epochs), ylim=(0,self.lr*1.05))
-    for axes,ys,label,color in ((ax,lrs,'learning rate','C0'), (ax.twinx(),taus,'τ','C3')):
-        axes.plot(steps*self.epochs/n_steps, ys, color, lw=1.8)
-        axes.set_ylabel(label, color=color)
-        axes.tick_params(axis='y', colors=color)
-        axes.spines['top'].set_visible(False)
-    return ax
+    epochs = np.linspace(0, self.epochs, 401)
+    lrs = [self.lr*warmup_cosine(o, self.epochs, self.warmup) for o in epochs]
+    taus = [target_decay(o, self.epochs, self.tau, self.tau_end) for o in epochs]
+    curves = pd.DataFrame({'learning rate':lrs, 'τ':taus}, index=pd.Index(epochs, name='epoch'))
+    return curves.plot(secondary_y='τ', figsize=(4.6,2.6))
