@@ -332,17 +332,19 @@ def test_probe_sees_the_representations_of_view_1(momentum):
 
 def test_masked_labels_change_nothing():
     heads,x = [],classes()[0]
-    for masked in (0,1):
-        y = [c if i%2 else 9 for i,c in enumerate(classes()[1])]
-        set_seed(0); learn = byol_learn(image_dls(x, 16, y=y), cbs=probe(mask=9)); learn.fit(2, 1e-3)
+    for mask in (9,-1):
+        y = [c if i%2 else mask for i,c in enumerate(classes()[1])]
+        set_seed(0); learn = byol_learn(image_dls(x, 16, y=y), cbs=probe(mask=mask)); learn.fit(2, 1e-3)
         heads.append(learn.probe.head.state_dict())
-    assert same_sd(*heads) and learn.probe._counts[1]==8
+    f,y = get_embeddings(learn, learn.dls.valid); known = y!=mask
+    with eval_mode(learn.probe.head): acc = (learn.probe.head(f).argmax(1)==y)[known].float().mean()
+    assert same_sd(*heads) and known.sum()==8 and learn.probe.history.valid.iloc[-1]==acc
     learn = byol_learn(image_dls(x, 16, y=[9]*48), cbs=probe(mask=9)); learn.fit(1, 1e-3)
     with fixed_rng(0): want = nn.Sequential(nn.BatchNorm1d(16, affine=False), nn.Linear(16, 3))
     assert torch.equal(learn.probe.head[1].weight, want[1].weight) and math.isnan(learn.probe.history.probe[0])
 
 def test_the_step_of_masked_labels_is_that_of_the_known_ones():
-    cb = OnlineProbe(n_out=3, mask=2, lr=.1); cb._make(4, 3); cb._ignore = 2
+    cb = OnlineProbe(n_out=3, mask=2, lr=.1); cb._make(4, 3, cpu); cb._ignore = 2
     feats,y = torch.randn(8,4),torch.tensor([0,1,2,0,1,2,2,1])
     head = deepcopy(cb.head).train(); loss = F.cross_entropy(head(feats)[y!=2], y[y!=2]); loss.backward()
     cb._fit_head(feats, y)
