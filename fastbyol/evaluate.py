@@ -31,11 +31,11 @@ def pick_items(
     "A loader like `dl` of the items that `pick` picks, in their order"
     dl = inner_dl(dl)
     if hasattr(dl, 'new'): dl = dl.new(shuffle=False, drop_last=False, n=dl.n, **kwargs)
-    else: dl = DataLoader(dl.dataset, dl_bs(dl) or 64, dl.num_workers, create_batch=dl.collate_fn) # torch's
+    else: dl = DataLoader(dl.dataset, dl_bs(dl) or 64, dl.num_workers, create_batch=dl.collate_fn)
     if dl.indexed and dl.n is not None:
         idxs = list(pick(list(dl.get_idxs())))
         dl.get_idxs,dl.n = partial(list, idxs),len(idxs)
-    elif pick is not noop: raise TypeError("The data has no index to pick items by: use an indexed dataset")
+    elif pick is not noop: raise TypeError("Items are picked by index: use an indexed dataset")
     return dl
 
 @contextmanager
@@ -65,7 +65,7 @@ def _embed(source, dl, target=False, tfm=noop):
     if first(enc.body.parameters()).device.type=='cpu': enc.body.to(device)
     precision,kwargs = nullcontext(),{}
     if device.type=='cuda':
-        kwargs['bs'] = max(dl_bs(dl), min(256, 8*dl_bs(dl))) # without gradients, a batch takes far less memory
+        kwargs['bs'] = max(dl_bs(dl), min(256, 8*dl_bs(dl))) # no gradients, more room
         dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(getattr(source, 'precision', None))
         precision = torch.autocast('cuda', dtype, enabled=dtype is not None)
     # training resumes with the random numbers it would have had
@@ -73,7 +73,7 @@ def _embed(source, dl, target=False, tfm=noop):
         batches = list(_features(enc, ordered, find_normalize(dl), tfm))
     n,n_read = getattr(ordered, 'n', None),sum(len(f) for f,_ in batches)
     if n_read!=(n or n_read) or not batches:
-        raise ValueError(f"{n_read} of {n} images could be read, and features would not line up: leave the others out")
+        raise ValueError(f"{n_read} of {n} images could be read: leave the others out")
     feats,labels = zip(*batches)
     return torch.cat(feats),None if labels[0] is None else torch.cat(labels).cpu()
 
@@ -83,7 +83,7 @@ def get_embeddings(
     target:bool=False, # representations of the target's body?
 )->tuple: # features (n, n_features) as float32 on the CPU, labels (n,) or None
     "Representations of all images of `dl`, in evaluation mode"
-    if isinstance(dl, DataLoaders): raise TypeError("Embeddings are of one data loader: pass `dls.train`")
+    if isinstance(dl, DataLoaders): raise TypeError("Pass one data loader, such as `dls.train`")
     feats,labels = _embed(source, dl, target)
     return feats.cpu(),labels
 
@@ -117,7 +117,7 @@ def knn_predict(
     check_counts(k=k, chunk=chunk)
     if temperature<=0: raise ValueError(f"`temperature` must be above 0, got {temperature!r}")
     if len(bank)!=len(labels) or not len(bank):
-        raise ValueError(f"The bank needs one label per image, got {len(bank)} images, {len(labels)} labels")
+        raise ValueError(f"The bank needs a label per image, got {len(bank)} images, {len(labels)} labels")
     bank,preds = bank.to(queries.device).float(),[]
     lengths = bank.norm(dim=1).clamp(min=1e-12)
     classes,y = labels.to(queries.device).unique(return_inverse=True)
