@@ -94,7 +94,7 @@ def check_classes(
 ):
     "Raise a `ValueError` unless the first images have one class each, and all loaders the same classes"
     for name,dl in loaders.items():
-        with fixed_rng(0), in_order(dl, bs=8, num_workers=0) as ordered: b = first(ordered)
+        with fixed_rng(0), in_order(dl, bs=dl_bs(dl) and 8, num_workers=0) as ordered: b = first(ordered)
         if b is None: continue # files that cannot be read are named later
         y = b[1] if isinstance(b, (tuple,list)) and len(b)>1 else None
         if isinstance(y, Tensor) and y.ndim==1 and not y.is_floating_point(): continue

@@ -245,7 +245,7 @@ def _accuracy(self:OnlineProbe):
 @patch
 def _valid_accuracy(self:OnlineProbe):
     dl = first(self.dls.loaders[1:2])
-    if dl is None or not len(dl): return math.nan
+    if dl is None or not dl_n(dl): return math.nan
     feats,y = get_embeddings(self.learn, dl)
     with eval_mode(self.head): pred = self.head(feats.to(self._counts.device)).argmax(1).cpu()
     return (pred==y)[y!=self._ignore].float().mean().item()
@@ -296,7 +296,7 @@ class HealthMonitor(Monitor):
 
     def _start(self):
         large = first(self.dls.loaders[1:2], lambda o: (dl_n(o) or 0)>=self.n_items)
-        self._dl = _sample_dl(self.sample or large or self.dls.train, self.n_items, self.seed)
+        self._dl = _sample_dl(ifnone(self.sample, large or self.dls.train), self.n_items, self.seed)
         if not self.rows: self._look(self.epoch)
 
     @property
@@ -355,7 +355,7 @@ def _verdict(self:HealthMonitor, row):
 def report(self:HealthMonitor)->str: # for people
     "The state after the last look, in words"
     if not self.rows: return 'Not measured yet.'
-    row = self.rows[-1]
+    row = {'images':self.n_items, **self.rows[-1]} # older checkpoints do not say how many
     most = min(online_model(self.model).projection_size, row['images']-1)
     found = [f"Epoch {o['epoch']}: {o['advice']}" for o in self.found] or ['No sign of trouble.']
     if row['images']<self.least_images:

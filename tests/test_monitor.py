@@ -361,6 +361,23 @@ def test_probe_without_validation_shows_training():
     h = learn.probe.history
     assert h.probe[0]==h.train[0] and math.isnan(h.valid[0]) and learn.recorder.values[0][-1]==h.train[0]
 
+def probed(epochs, state=None, **kw):
+    "A probe beside a network that stands still"
+    learn = byol_learn(labelled(), cbs=(cb := probe(lr=.1)))
+    if state: cb.load_state_dict(deepcopy(state))
+    set_seed(0); learn.model.load_state_dict(small_byol().state_dict())
+    learn.fit(epochs, 0., **kw)
+    return learn
+
+def test_a_new_fit_starts_a_new_classifier():
+    learn = probed(1); head = sd_of(learn.probe.head)
+    learn.fit(1, 0.)
+    torch.testing.assert_close(sd_of(learn.probe.head), head)
+
+def test_a_resumed_fit_goes_on_with_its_classifier():
+    half = probed(2).probe.state_dict()
+    torch.testing.assert_close(sd_of(probed(4, half, start_epoch=2).probe.head), sd_of(probed(4).probe.head))
+
 def test_probe_under_accumulation_steps_every_batch():
     learn = byol_learn(labelled(), cbs=[probe(), GradientAccumulation(32)]); learn.fit(1, 1e-3)
     assert first(learn.probe.opt_probe.state.values())['step']==4
