@@ -102,7 +102,7 @@ class Encoder(nn.Module):
     ):
         "Normalise images with `stats` from now on"
         for buffer,new in zip((self.mean,self.std), map(torch.as_tensor, stats)):
-            if new.numel()!=buffer.numel(): raise ValueError(f"Give one per channel, got {new.numel()} `stats`")
+            if new.numel()!=buffer.numel(): raise ValueError(f"`stats` has {new.numel()}: give one per channel")
             buffer.copy_(new.view_as(buffer))
 
 # %% ../nbs/03_model.ipynb #cdcb93b8
@@ -121,11 +121,12 @@ def batch_norms(
     return [o for o in m.modules() if isinstance(o, nn.modules.batchnorm._BatchNorm)]
 
 def _check_target(target_bn, target_init, has_target, pretrained):
-    choices = dict(target_bn=('own','ema','eman'), target_init=('copy','random'))
+    choices,problem = dict(target_bn=('own','ema','eman'), target_init=('copy','random')),None
     for (name,known),value in zip(choices.items(), (target_bn,target_init)):
-        if value not in known: raise ValueError(f"`{name}` must be one of {known}, got {value!r}")
-        if value!=known[0] and not has_target: raise ValueError(f"`{name}` is for a target, and there is none")
-    if target_init=='random' and pretrained: raise ValueError("`target_init='random'` forgets `pretrained`")
+        if value not in known: problem = f"`{name}` must be one of {known}, got {value!r}"
+        elif value!=known[0] and not has_target: problem = f"`{name}` needs a target network, and there is none"
+    if target_init=='random' and pretrained: problem = "`target_init='random'` forgets `pretrained`: choose one"
+    if problem: raise ValueError(problem)
 
 # %% ../nbs/03_model.ipynb #cb225258
 class BYOL(Encoder):
