@@ -32,10 +32,10 @@ def pool_features(
 def _run(body, n_in, size):
     "What `body` returns for two grey images, in evaluation mode and without a trace"
     p = next(body.parameters(), torch.empty(0))
-    with eval_mode(body): return body(torch.full((2,n_in,size,size), .5, dtype=p.dtype, device=p.device))
+    with eval_mode(body): return body(torch.full((2,n_in,size,size), .5).to(p))
 
 # %% ../nbs/01_body.ipynb #28c5bc37
-_watched = ContextVar('watched', default=()) # (modules, outputs) of every `layer_outputs` that this thread is in
+_watched = ContextVar('watched', default=()) # (modules, outputs) of each `layer_outputs` of this thread
 
 def _note_output(module, inputs, output):
     for modules,outputs in _watched.get():
@@ -45,7 +45,7 @@ def _note_output(module, inputs, output):
 @contextmanager
 def layer_outputs(modules:list # modules to watch
 ):
-    "Gives a dict, which forward passes in this thread fill with the last tensor that each of `modules` returned"
+    "Gives a dict: what each of `modules` returned last in this thread"
     outputs,hooks = {},[m.register_forward_hook(_note_output) for m in modules]
     token = _watched.set((*_watched.get(), (set(modules),outputs)))
     try: yield outputs
@@ -54,104 +54,90 @@ def layer_outputs(modules:list # modules to watch
         for o in hooks: o.remove()
 
 # %% ../nbs/01_body.ipynb #0d1910d2
-def _layer_name(net, layer):
-    "The name in `net` of `layer`, which is a name or an index among the children"
-    names,children = ([name for name,_ in o if name] for o in (net.named_modules(), net.named_children()))
-    if isinstance(layer, int) and -len(children)<=layer<len(children): return children[layer]
-    if layer in names: return layer
-    near = difflib.get_close_matches(str(layer), names, n=3, cutoff=.4) or children
-    raise ValueError(f"{type(net).__name__} has no layer {layer!r}: use one of {', '.join(near)}")
-
 class LayerBody(nn.Module):
     "`module`, run for the output of its `layer`"
     def __init__(self,
         module:nn.Module, # the whole network; it is trained in place
         layer:str|int, # name in `module.named_modules()`, or index in `module.children()`
-        flatten:bool=False, # flatten the output, as byol-pytorch does? Otherwise maps and tokens are averaged later
+        flatten:bool=False, # flatten the output, as byol-pytorch does? Otherwise it is averaged later
     ):
         super().__init__()
-        self.module,self.layer,self.flatten = module,_layer_name(module, layer),flatten
+        names,children = (list(dict(o)) for o in (module.named_modules(), module.named_children()))
+        if isinstance(layer, int) and -len(children)<=layer<len(children): layer = children[layer]
+        if not layer or layer not in names:
+            near = difflib.get_close_matches(str(layer), names, n=3, cutoff=.4) or children
+            raise ValueError(f"{type(module).__name__} has no layer {layer!r}: use one of {', '.join(near)}")
+        self.module,self.layer,self.flatten = module,layer,flatten
 
     def forward(self, x):
         layer = self.module.get_submodule(self.layer)
         with layer_outputs([layer]) as outputs: self.module(x)
-        if not outputs: raise ValueError(f"Layer {self.layer!r} never ran, or returned no tensor: choose another")
+        if not outputs: raise ValueError(f"Layer {self.layer!r} never ran, or gave no tensor: choose another")
         return outputs[layer].flatten(1) if self.flatten else outputs[layer]
 
 # %% ../nbs/01_body.ipynb #c63157b8
 def small_stem_(
     body:nn.Module # a resnet of torchvision, fastai or timm, or its body
-)->nn.Module: # the same, changed in place
-    "Give a resnet the stem for images of about 32 pixels: 3×3, stride 1, no max-pool. A 7×7 stem is drawn again."
-    net = body.model if isinstance(body, TimmBody) else body.module if isinstance(body, LayerBody) else body
+)->nn.Module: # the same, changed in place: a 7×7 stem is drawn again
+    "Give a resnet a stem for images of about 32 pixels: 3×3, stride 1, no max-pool"
+    net = body.model if isinstance(body, TimmBody) else getattr(body, 'module', body)
     whole = isinstance(net, (TimmResNet, torchvision.models.ResNet))
     stem,pool = ('conv1','maxpool') if whole else ('0','3') # as fastai cuts resnets
     if not whole and not isinstance(getattr(net, pool, None), nn.MaxPool2d):
         raise ValueError(f"`small_stem` is for resnets, got {type(net).__name__}: leave it out")
     conv = getattr(net, stem)
-    if not isinstance(conv, nn.Conv2d): conv[0].stride = (1,1) # deep stems are three 3×3 convolutions already
-    else: setattr(net, stem, nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=conv.bias is not None))
+    if not isinstance(conv, nn.Conv2d): conv[0].stride = (1,1) # deep stems are 3×3 convolutions already
+    else: setattr(net, stem, nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=False))
     setattr(net, pool, nn.Identity())
     return body
 
 # %% ../nbs/01_body.ipynb #fb47b371
-# arguments that say where published weights come from: not part of the architecture, and not saved with it
+# arguments that say where published weights come from: no part of the architecture, not saved with it
 _weight_args = ('pretrained_cfg','pretrained_cfg_overlay','cache_dir')
 
 class BodySpec:
     "How to build a body: `arch` and what goes with it; after `build`, what is known of it"
+    n_features,stats,nhwc,fmt,side = None,None,False,None,None
     def __init__(self,
         arch, # timm name, fastai/torchvision callable, or `nn.Module`
         n_in:int=3, # channels of the images
         small_stem:bool=False, # 3×3 stem of stride 1 without max-pool, for images of about 32 pixels
-        layer:str|int=None, # for an `nn.Module`: name or index of the module whose output is the representation
+        layer:str|int=None, # for an `nn.Module`: name or index of the module whose output to take
         size:int=None, # side in pixels at which to try the body; with `layer`, its output is flattened
-        **kwargs # for a timm name: passed to `timm.create_model`, such as `img_size` or `pretrained_cfg_overlay`
+        **kwargs # for a timm name: arguments of `timm.create_model`, such as `img_size`
     ):
         check_counts(n_in=n_in)
         self.arch,self.n_in,self.small_stem,self.layer,self.size = arch,n_in,small_stem,layer,size
         self.kwargs = {k:v for k,v in kwargs.items() if k not in _weight_args}
         self._weights = {k:v for k,v in kwargs.items() if k in _weight_args}
-        self.n_features,self.stats,self.nhwc,self.fmt,self.side = None,None,False,None,None
-        self.name = arch if isinstance(arch, str) else getattr(arch, '__name__', type(arch).__name__)
-        self._check(kwargs)
+        named = isinstance(arch, str)
+        self.name = arch if named else getattr(arch, '__name__', type(arch).__name__)
+        wrong = [] if named else list(kwargs)
+        if layer is not None and not isinstance(arch, nn.Module): wrong.append('layer')
+        if wrong: raise TypeError(f"{self.name} takes no `{wrong[0]}`: leave it out, or build the `nn.Module`")
+        on_hub = named and arch.startswith(('hf-hub:','hf_hub:','local-dir:'))
+        if not named or on_hub or timm.is_model(arch): return
+        near = difflib.get_close_matches(arch, timm.list_models(), n=5, cutoff=.5)
+        raise ValueError(f"timm has no model {arch!r}: nearest are {', '.join(near) or 'none'}")
 
     def __repr__(self):
         return (f"BodySpec({self.name}, n_in={self.n_in}, n_features={self.n_features}, "
                 f"small_stem={self.small_stem}, layer={self.layer})")
 
 # %% ../nbs/01_body.ipynb #18b6f114
-@patch
-def _check(self:BodySpec, kwargs):
-    "Raise an error unless a body can be built from the arguments"
-    if not (isinstance(self.arch, str) or callable(self.arch)):
-        raise TypeError(f"`arch` must be a timm name, a callable or an `nn.Module`, got {self.name}")
-    if self.layer is not None and not isinstance(self.arch, nn.Module):
-        raise TypeError(f"`layer` is for a built `nn.Module`, got {self.name}: leave it out")
-    if kwargs and not isinstance(self.arch, str):
-        raise TypeError(f"Only timm names take further arguments, got {', '.join(kwargs)}: leave them out")
-    if not isinstance(self.arch, str): return
-    if not (self.arch.startswith(('hf-hub:','hf_hub:','local-dir:')) or timm.is_model(self.arch)):
-        near = difflib.get_close_matches(self.arch, timm.list_models(), n=5, cutoff=.5)
-        raise ValueError(f"timm has no model {self.arch!r}: nearest are {', '.join(near) or 'none'}")
-
-_run_errors = (RuntimeError,AssertionError,IndexError,TypeError) # of a body that does not take such images
+_run_errors = (RuntimeError,AssertionError,IndexError,TypeError) # the images do not suit the body
 
 @patch
 def _probe(self:BodySpec, body, cfg):
     "What the body returns at the first size that it takes, which is noted as `side`"
-    fixed = self.size or first(L(self.kwargs.get('img_size'))) or cfg.get('fixed_input_size') and cfg['input_size'][-1]
-    error = None
+    fixed,error = self.size or first(L(self.kwargs.get('img_size'))),None
+    if not fixed and cfg.get('fixed_input_size'): fixed = cfg['input_size'][-1]
     for self.side in [fixed] if fixed else [64,224,32,28,96,128,160,192,256,384]:
         try: return _run(body, self.n_in, self.side)
         except _run_errors as e: error = error or e
-    n = getattr(first(m for m in body.modules() if isinstance(m, nn.Conv2d)), 'in_channels', None)
-    if f'to have {n} channels, but got' in str(error):
-        raise ValueError(f"{self.name} takes images of {n} channels, not of {self.n_in}: "
-                         f"build it for {self.n_in}, or read the images with `n_in={n}`") from error
-    raise ValueError(f"Could not run {self.name} on {self.n_in} channels: pass `size=`, `n_in=` or `layer=`") from error
+    problem = f"Could not run {self.name} on {self.n_in} channels: pass `size=`, `n_in=` or `layer=`"
+    raise ValueError(problem) from error
 
-# %% ../nbs/01_body.ipynb #2bb21123
 @patch
 def _is_nhwc(self:BodySpec, body, y):
     "Is the feature map `y` (bs, h, w, n)? A larger image has a larger h, and the same n"
@@ -163,31 +149,31 @@ def _is_nhwc(self:BodySpec, body, y):
 
 @patch
 def _build_callable(self:BodySpec, pretrained):
-    advice = 'pass a timm name, or the built `nn.Module` with `layer=`'
     def cut(net):
         "As fastai cuts, which is right where the children of `net` run one after the other"
         body = create_body(net, cut=model_meta.get(self.arch, {}).get('cut'))
-        n_kept,n = (sum(p.numel() for p in m.parameters() if p.ndim==4) for m in (body,net))
-        if n_kept<n/10: raise ValueError(f"`vision_learner` would keep {n_kept:,} of {n:,} weights: {advice}")
+        kept,whole = (sum(p.numel() for p in m.parameters() if p.ndim==4) for m in (body,net))
+        assert kept>=whole/10, f"it would keep {kept:,} of {whole:,} weights"
         return body
-    try: return create_vision_model(self.arch, 1, pretrained, n_in=self.n_in, cut=cut, custom_head=nn.Identity())[0]
-    except (TypeError,StopIteration,AssertionError) as e:
-        raise ValueError(f"`vision_learner` cannot build a body from {self.name}: {advice}") from e
+    problem = f"fastai cannot build a body from {self.name}: pass a timm name, or the network with `layer=`"
+    kwargs = dict(n_in=self.n_in, cut=cut, custom_head=nn.Identity())
+    try: return create_vision_model(self.arch, 1, pretrained, **kwargs)[0]
+    except (TypeError,StopIteration,AssertionError) as e: raise ValueError(problem) from e
 
-# %% ../nbs/01_body.ipynb #639857a0
+# %% ../nbs/01_body.ipynb #2bb21123
 @patch
 def build(self:BodySpec,
     pretrained:bool=False # start from the architecture's published weights?
 )->nn.Module: # body, as `vision_learner` would build it
-    "Build the body and fill in `n_features`, `stats`, `fmt`, `nhwc`, and `side`, a size in pixels that it takes"
-    cfg,own = {},isinstance(self.arch, nn.Module)
-    if own and pretrained: raise ValueError("`pretrained` is not for an `nn.Module`: load the weights into it first")
+    "Build the body and fill in `n_features`, `stats`, `fmt`, `nhwc`, and `side`, a size that it takes"
+    cfg,is_module = {},isinstance(self.arch, nn.Module)
+    if is_module and pretrained: raise ValueError("`pretrained` is for names: load the weights into the network")
     if isinstance(self.arch, str):
-        body = create_timm_model(self.arch, 1, pretrained=pretrained, n_in=self.n_in, custom_head=nn.Identity(),
-                                 **self.kwargs, **self._weights)[0][0]
+        kwargs = dict(n_in=self.n_in, custom_head=nn.Identity(), **self.kwargs, **self._weights)
+        body = create_timm_model(self.arch, 1, pretrained=pretrained, **kwargs)[0][0]
         cfg = body.model.default_cfg
-    elif own: body = self.arch if self.layer is None else LayerBody(self.arch, self.layer, self.size is not None)
-    else: body = self._build_callable(pretrained)
+    elif not is_module: body = self._build_callable(pretrained)
+    else: body = self.arch if self.layer is None else LayerBody(self.arch, self.layer, self.size is not None)
     if self.small_stem: small_stem_(body)
     stats = (cfg['mean'],cfg['std']) if cfg else imagenet_stats
     if len(stats[0])!=self.n_in: stats = [[sum(o)/3]*self.n_in for o in imagenet_stats]
@@ -204,13 +190,12 @@ def check_size(self:BodySpec,
     size:int, # side of the images, in pixels
 ):
     "Raise a `ValueError` that says what to do unless the body takes images of `size`"
-    n,error = None,None
-    try: n = pool_features(_run(body, self.n_in, size), self.nhwc).shape[1]
+    error,how = None,'img_size' if isinstance(self.arch, str) else 'size'
+    try:
+        if pool_features(_run(body, self.n_in, size), self.nhwc).shape[1]==self.n_features: return
     except _run_errors as e: error = e
-    if n==self.n_features: return
-    how = 'img_size' if isinstance(self.arch, str) else 'size'
-    raise ValueError(f"{self.name} works at {self.side} px but not at {size} px: "
-                     f"use `size={self.side}`, or build it with `{how}={size}`") from error
+    problem = f"{self.name} works at {self.side} px but not at {size} px: use `size={self.side}`, or build it with "
+    raise ValueError(problem + f'`{how}={size}`') from error
 
 # %% ../nbs/01_body.ipynb #81968316
 def reset_weights(
@@ -220,6 +205,6 @@ def reset_weights(
     parts = [o for o in m.modules() if hasattr(o, 'reset_parameters')]
     drawn = {id(p) for o in parts for p in o.parameters(recurse=False)}
     left = first(n for n,p in m.named_parameters() if id(p) not in drawn)
-    if left: raise ValueError(f"{type(m).__name__} cannot draw {left} again: give its module a `reset_parameters`")
+    if left: raise ValueError(f"{type(m).__name__} cannot draw {left} again: give it `reset_parameters`")
     for o in parts: o.reset_parameters()
     return m

@@ -9,12 +9,11 @@ __all__ = ['pick_items', 'in_order', 'get_embeddings', 'check_classes', 'knn_pre
            'linear_view', 'linear_eval', 'LabelEfficiency', 'label_efficiency']
 
 # %% ../nbs/11_evaluate.ipynb #58704d18
-import torch.distributed as dist
-from contextlib import closing,nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import GridSearchCV,train_test_split
 from torchvision.transforms.v2 import functional as TF
 from fastai.vision.all import *
 from .core import *
@@ -24,27 +23,20 @@ from .transfer import *
 from .callback import *
 
 # %% ../nbs/11_evaluate.ipynb #cfb2b545
-def _has_index(dl):
-    if hasattr(dl, 'new'): return dl.indexed and dl.n is not None
-    return isinstance(dl, torch.utils.data.DataLoader) and not isinstance(dl.dataset, IterableDataset)
-
 def pick_items(
     dl, # data loader of fastai or torch
     pick:callable=noop, # from the indices of all items to those wanted
     **kwargs # for fastai's `dl.new`, such as `bs`
-): # a new data loader, which does not shuffle
+): # a new data loader of fastai's, which does not shuffle
     "A loader like `dl` of the items that `pick` picks, in their order"
     dl = inner_dl(dl)
     if hasattr(dl, 'new'): dl = dl.new(shuffle=False, drop_last=False, n=dl.n, **kwargs)
-    if not _has_index(dl):
-        if pick is noop: return dl
-        raise TypeError("The data has no index to pick items by: use an indexed dataset")
-    if hasattr(dl, 'new'):
+    else: dl = DataLoader(dl.dataset, dl_bs(dl) or 64, dl.num_workers, create_batch=dl.collate_fn)
+    if dl.indexed and dl.n is not None:
         idxs = list(pick(list(dl.get_idxs())))
         dl.get_idxs,dl.n = partial(list, idxs),len(idxs)
-        return dl
-    ds = torch.utils.data.Subset(dl.dataset, pick(range(len(dl.dataset))))
-    return torch.utils.data.DataLoader(ds, dl_bs(dl) or 64, num_workers=dl.num_workers, collate_fn=dl.collate_fn)
+    elif pick is not noop: raise TypeError("Items are picked by index: use an indexed dataset")
+    return dl
 
 @contextmanager
 def in_order(
@@ -53,10 +45,8 @@ def in_order(
     **kwargs # as in `pick_items`
 ): # gives a data loader
     "Within the context: the items of `dl` in their order, without the random transforms of training"
-    dl = inner_dl(dl)
-    if is_empty(dl): raise ValueError("The data loader is empty: give it images")
-    validating = getattr(getattr(dl, 'dataset', None), 'set_split_idx', lambda idx: nullcontext())
-    with validating(1): yield pick_items(dl, pick, **kwargs)
+    if is_empty(inner_dl(dl)): raise ValueError("The data loader is empty: give it images")
+    with getattr(inner_dl(dl).dataset, 'set_split_idx', nullcontext)(1): yield pick_items(dl, pick, **kwargs)
 
 # %% ../nbs/11_evaluate.ipynb #embed
 def _features(enc, dl, norm, tfm=noop):
@@ -66,55 +56,35 @@ def _features(enc, dl, norm, tfm=noop):
         x,*y = b if isinstance(b, (tuple,list)) else (b,)
         x = to_unit(x, norm).to(device)
         if i==0: check_unit(x)
-        yield enc(enc.normalize(tfm(x))).float(),torch.as_tensor(y[0]).as_subclass(Tensor).cpu() if y else None
+        yield enc(enc.normalize(tfm(x))).float(),torch.as_tensor(y[0]).as_subclass(Tensor) if y else None
 
-def _embed_part(enc, dl, pick=noop, tfm=noop):
-    "Features, on the body's device, and labels of the items that `pick` picks"
-    device,kwargs = torch.device(getattr(dl, 'device', None) or 'cpu'),{}
+def _embed(source, dl, target=False, tfm=noop):
+    "Features, on the body's device, and labels of all images"
+    enc,device = as_encoder(source, target),torch.device(getattr(dl, 'device', None) or 'cpu')
     # a model that has not been trained yet, or comes from a file, is still on the CPU
     if first(enc.body.parameters()).device.type=='cpu': enc.body.to(device)
-    if device.type=='cuda': kwargs['bs'] = max(256, dl_bs(dl))
+    precision,kwargs = nullcontext(),{}
+    if device.type=='cuda':
+        kwargs['bs'] = max(dl_bs(dl), min(256, 8*dl_bs(dl))) # no gradients, more room
+        dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(getattr(source, 'precision', None))
+        precision = torch.autocast('cuda', dtype, enabled=dtype is not None)
     # training resumes with the random numbers it would have had
-    with eval_mode(enc.body), fixed_rng(0), in_order(dl, pick, **kwargs) as ordered:
-        n = getattr(ordered, 'n', None)
-        if n==0: return None,None # there are fewer items than processes
+    with precision, eval_mode(enc.body), fixed_rng(0), in_order(dl, **kwargs) as ordered:
         batches = list(_features(enc, ordered, find_normalize(dl), tfm))
-    n_read = sum(len(f) for f,_ in batches)
+    n,n_read = getattr(ordered, 'n', None),sum(len(f) for f,_ in batches)
     if n_read!=(n or n_read) or not batches:
-        raise ValueError(f"{n_read} of {n} images could be read, and features would not line up: leave the others out")
-    return _joined(batches)
-
-def _joined(parts):
-    feats,labels = zip(*parts)
-    return torch.cat(feats),None if labels[0] is None else torch.cat(labels)
-
-# %% ../nbs/11_evaluate.ipynb #ccf43bd8
-def _my_share(idxs):
-    "The items that this process embeds"
-    rank,n,total = rank_distrib(),num_distrib(),len(idxs)
-    return idxs[total*rank//n : total*(rank+1)//n]
-
-def _embed(source, dl, target=False, sharded=False):
-    "Features and labels of all items; if `sharded`, each process embeds a share"
-    enc = as_encoder(source, target)
-    if not sharded or num_distrib()<2 or not dist.is_initialized(): return _embed_part(enc, dl)
-    try: part,error = [None if o is None else o.cpu() for o in _embed_part(enc, dl, _my_share)],None
-    except Exception as e: part,error = None,e
-    parts = gather_objects((part, error and f'{type(error).__name__}: {error}'))
-    if error: raise error
-    for rank,(_,message) in enumerate(parts):
-        if message: raise RuntimeError(f"Process {rank} could not embed its share of the images: {message}")
-    return _joined([o for o,_ in parts if o[0] is not None])
+        raise ValueError(f"{n_read} of {n} images could be read: leave the others out")
+    feats,labels = zip(*batches)
+    return torch.cat(feats),None if labels[0] is None else torch.cat(labels).cpu()
 
 def get_embeddings(
     source, # anything that `as_encoder` takes: a learner, a `BYOL`, a body file
     dl, # `DataLoader` of images, with labels or without; items come in their order, unshuffled
     target:bool=False, # representations of the target's body?
-    sharded:bool=False, # several processes: each embeds a share and gets all; each must call this
 )->tuple: # features (n, n_features) as float32 on the CPU, labels (n,) or None
     "Representations of all images of `dl`, in evaluation mode"
-    if isinstance(dl, DataLoaders): raise TypeError("Embeddings are of one data loader: pass `dls.train`")
-    feats,labels = _embed(source, dl, target, sharded)
+    if isinstance(dl, DataLoaders): raise TypeError("Pass one data loader, such as `dls.train`")
+    feats,labels = _embed(source, dl, target)
     return feats.cpu(),labels
 
 # %% ../nbs/11_evaluate.ipynb #7190ce0b
@@ -124,8 +94,7 @@ def check_classes(
 ):
     "Raise a `ValueError` unless the first images have one class each, and all loaders the same classes"
     for name,dl in loaders.items():
-        few = (lambda idxs: idxs[:8]) if _has_index(inner_dl(dl)) else noop
-        with fixed_rng(0), in_order(dl, few, num_workers=0) as ordered: b = first(ordered)
+        with fixed_rng(0), in_order(dl, bs=dl_bs(dl) and 8, num_workers=0) as ordered: b = first(ordered)
         if b is None: continue # files that cannot be read are named later
         y = b[1] if isinstance(b, (tuple,list)) and len(b)>1 else None
         if isinstance(y, Tensor) and y.ndim==1 and not y.is_floating_point(): continue
@@ -133,23 +102,9 @@ def check_classes(
         raise ValueError(f"`{who}` needs labels, one class per image, `{name}` has {got}: use a `CategoryBlock`")
     vocabs = [list(o) for o in (getattr(dl, 'vocab', None) for dl in loaders.values()) if o]
     if any(o!=vocabs[0] for o in vocabs):
-        got = ' and '.join(str(o[:3]) for o in vocabs)
-        raise ValueError(f"`{who}` got different classes, {got}: open both with the same `vocab`")
+        raise ValueError(f"`{who}` got different classes: open all loaders with the same `vocab`")
 
 # %% ../nbs/11_evaluate.ipynb #knn1
-def _nearest(queries, bank, k, block=2**14):
-    "Cosines (m, k) and rows (m, k), in no order, of the `k` of `bank` nearest to unit vectors `queries`"
-    sims = queries.new_empty(len(queries), 0)
-    rows = sims.long()
-    for start in range(0, len(bank), block):
-        part = F.normalize(bank[start:start+block].to(queries), dim=1)
-        sim,row = (queries @ part.T).topk(min(k, len(part)), sorted=False)
-        sims,rows = torch.cat([sims, sim], 1),torch.cat([rows, row+start], 1)
-        sims,kept = sims.topk(min(k, sims.shape[1]), sorted=False)
-        rows = rows.gather(1, kept)
-    if not sims.isfinite().all(): raise ValueError("The features hold NaN or infinity: the body has diverged")
-    return sims,rows
-
 def knn_predict(
     bank:Tensor, # features of the labelled images, (n, d)
     labels:Tensor, # their labels, (n,)
@@ -162,18 +117,20 @@ def knn_predict(
     check_counts(k=k, chunk=chunk)
     if temperature<=0: raise ValueError(f"`temperature` must be above 0, got {temperature!r}")
     if len(bank)!=len(labels) or not len(bank):
-        raise ValueError(f"The bank needs one label per image, got {len(bank)} images, {len(labels)} labels")
+        raise ValueError(f"The bank needs a label per image, got {len(bank)} images, {len(labels)} labels")
+    bank,preds = bank.to(queries.device).float(),[]
+    lengths = bank.norm(dim=1).clamp(min=1e-12)
     classes,y = labels.to(queries.device).unique(return_inverse=True)
-    preds = []
     for part in queries.split(chunk):
-        sims,rows = _nearest(F.normalize(part.float(), dim=1), bank, min(k, len(bank)))
+        cosines = (F.normalize(part.float(), dim=1) @ bank.T).div_(lengths)
+        sims,rows = cosines.topk(min(k, len(bank)))
+        if not sims.isfinite().all(): raise ValueError("The features hold NaN or infinity: the body has diverged")
         # relative to the nearest, so that a low temperature does not overflow
-        weights = ((sims-sims.amax(1, keepdim=True))/temperature).exp()
+        weights = ((sims-sims[:,:1])/temperature).exp()
         votes = sims.new_zeros(len(part), len(classes)).scatter_add_(1, y[rows], weights)
         preds.append(votes.argmax(1))
     return classes[torch.cat(preds)]
 
-# %% ../nbs/11_evaluate.ipynb #knn3
 def knn_accuracy(
     source, # anything that `as_encoder` takes: a learner, a `BYOL`, a body file
     train_dl, # `DataLoader` of labelled images: the bank
@@ -181,11 +138,10 @@ def knn_accuracy(
     k:int=20, # neighbours that vote
     temperature:float=0.07, # of the votes
     target:bool=False, # representations of the target's body?
-    sharded:bool=False, # several processes: each embeds a share; each must call this
 )->float: # accuracy, in [0,1]
     "Share of `test_dl` that a vote of the nearest neighbours in `train_dl` classifies correctly"
     check_classes('knn_accuracy', train_dl=train_dl, test_dl=test_dl)
-    (bank,labels),(queries,want) = (_embed(source, dl, target, sharded) for dl in (train_dl, test_dl))
+    (bank,labels),(queries,want) = (_embed(source, dl, target) for dl in (train_dl, test_dl))
     return (knn_predict(bank, labels, queries, k, temperature).cpu()==want).float().mean().item()
 
 # %% ../nbs/11_evaluate.ipynb #3ab5dea6
@@ -197,49 +153,19 @@ class LinearEval:
     n:int # test images
     ci:tuple # 95 % confidence interval of `top1` (Wilson), for the draw of the test images
     chosen:float # learning rate of SGD, or `C` of logistic regression, best on the held-out images
-    valid:dict # accuracy on the held-out images by learning rate or `C`; NaN where training diverged
-    n_valid:int # held-out images
-    by:str='lr' # what was chosen: 'lr' or 'C'
+    valid:dict # accuracy on the held-out images by learning rate or `C`; none where training diverged
 
     def __repr__(self):
         low,high = self.ci
         top5 = '' if self.top5 is None else f', top-5 {100*self.top5:.1f} %'
-        swept = ', '.join(f'{k:.3g}: {100*v:.1f} %' for k,v in self.valid.items())
-        return (f"top-1 {100*self.top1:.1f} % (95 % interval {100*low:.1f} to {100*high:.1f}){top5}, "
-                f"on {self.n:,} images\n{self.by} {self.chosen:.3g}, "
-                f"by accuracy on {self.n_valid:,} held-out images ({swept})")
+        return (f"top-1 {100*self.top1:.1f} % (95 % interval {100*low:.1f} to {100*high:.1f}){top5}, on {self.n:,} "
+                f"images\nchosen {self.chosen:.3g}: {100*self.valid[self.chosen]:.1f} % on held-out images")
 
-def _linear_eval_of(scores, y, **chosen):
-    "A `LinearEval` of `scores` (n, classes) for classes `y`, -1 for a class without a score"
-    hits,n = scores.topk(min(5, scores.shape[1])).indices==y[:,None],len(y)
-    top1 = int(hits[:,0].sum())
-    ci = binomtest(top1, n).proportion_ci(.95, 'wilson')
-    top5 = hits.any(1).float().mean().item() if scores.shape[1]>5 else None
-    return LinearEval(top1/n, top5, n, (ci.low,ci.high), **chosen)
+def _standardise(train, test):
+    "Both with the mean 0 and the deviation 1 of `train`"
+    mean,std = train.mean(0),train.std(0)+1e-6
+    return (train-mean)/std,(test-mean)/std
 
-# %% ../nbs/11_evaluate.ipynb #492110c7
-class _Heads:
-    "Linear classifiers, two per learning rate: one to choose by, which does not see the held-out images"
-    def __init__(self, n_in, n_out, lrs, n_steps, device):
-        self.choosers,self.final = (nn.ModuleList(nn.Linear(n_in, n_out) for _ in lrs).to(device) for _ in range(2))
-        for p in [*self.choosers.parameters(), *self.final.parameters()]: nn.init.zeros_(p)
-        pairs = zip([*self.choosers, *self.final], [*lrs, *lrs])
-        groups = [dict(params=list(m.parameters()), lr=lr) for m,lr in pairs]
-        self.opt = torch.optim.SGD(groups, momentum=.9, nesterov=True)
-        self.sched = torch.optim.lr_scheduler.CosineAnnealingLR(self.opt, n_steps)
-
-    @torch.enable_grad()
-    def step(self, x, y, seen):
-        loss = sum(F.cross_entropy(m(x), y) for m in self.final)
-        if seen.any(): loss = loss + sum(F.cross_entropy(m(x[seen]), y[seen]) for m in self.choosers)
-        loss.backward()
-        self.opt.step()
-        self.opt.zero_grad()
-        self.sched.step()
-
-def _accuracy(scores, y): return (scores.argmax(1)==y).float().mean().item() if scores.isfinite().all() else math.nan
-
-# %% ../nbs/11_evaluate.ipynb #62a0b26a
 def _middle(x, size):
     "The middle of images, as the paper cuts it out for testing: 224 of 256 pixels"
     side = max(size, min(round(size*8/7), *x.shape[-2:]))
@@ -255,47 +181,42 @@ def linear_view(
     return byol_views(size, scale=scale, flip_p=flip_p, **off)[0]
 
 # %% ../nbs/11_evaluate.ipynb #72e0f0e6
-def _crop_batches(enc, dl, view, n, epochs, seed):
-    "Features of random crops, their labels and rows, batch after batch, for `epochs` epochs"
+def _crops(enc, dl, view, n, epochs, seed):
+    "Rows and features of random crops, batch after batch, for `epochs` epochs"
     rng = torch.Generator().manual_seed(seed) # the order depends on the seed alone
-    if isinstance(view, nn.Module): view.to(first(enc.body.parameters()).device)
     def crop(x): return make_views((view,), x)[0]
+    for _ in range(epochs):
+        order = torch.randperm(n, generator=rng)
+        with in_order(dl, lambda idxs: [idxs[i] for i in order]) as ordered:
+            batches = _features(enc, ordered, find_normalize(dl), crop)
+            for rows,(x,_) in zip(order.split(dl_bs(ordered)), batches): yield rows,x
+
+def _fit_sgd(enc, dl, view, feats, y, test, held, lrs, epochs, seed):
+    "Accuracy on the held-out images by learning rate, and the scores of `test` at the best"
+    device,n_steps = first(enc.body.parameters()).device,epochs*math.ceil(len(y)/(dl_bs(dl) or 64))
+    heads = nn.ModuleList(nn.Linear(feats.shape[1], int(y.max())+1) for _ in [*lrs, *lrs]).to(device)
+    for p in heads.parameters(): nn.init.zeros_(p)
+    groups = [dict(params=list(m.parameters()), lr=lr) for m,lr in zip(heads, [*lrs, *lrs])]
+    opt = torch.optim.SGD(groups, momentum=.9, nesterov=True)
+    sched = torch.optim.lr_scheduler.CosineAnnealingLR(opt, n_steps)
+    choosers,final = heads[:len(lrs)],heads[len(lrs):]
+    y_fit = y.index_fill(0, held, -100) # a class that the loss ignores
+    if isinstance(view, nn.Module): view.to(device)
     with eval_mode(enc.body):
-        for _ in range(epochs):
-            order = torch.randperm(n, generator=rng)
-            with in_order(dl, lambda idxs: [idxs[i] for i in order]) as ordered:
-                batches = _features(enc, ordered, find_normalize(dl), crop)
-                for rows,(feats,labels) in zip(order.split(dl_bs(ordered)), batches): yield feats,labels,rows
-
-def _fit_sgd(enc, dl, view, feats, classes, y, held, lrs, epochs, seed):
-    "Accuracy on the held-out images by learning rate, and a function that gives the scores of the best"
-    n_steps,device = epochs*math.ceil(len(y)/(dl_bs(dl) or 64)),first(enc.body.parameters()).device
-    heads,seen = _Heads(feats.shape[1], len(classes), lrs, n_steps, device),torch.ones(len(y), dtype=torch.bool)
-    seen[held] = False
-    # closed after an error, too: it has switched gradients off
-    with closing(_crop_batches(enc, dl, view, len(y), epochs, seed)) as batches:
-        for x,labels,rows in with_progress(batches, n_steps, 'linear evaluation'):
-            heads.step(x, torch.searchsorted(classes, labels).to(device), seen[rows])
-    def scores(head, x):
-        with torch.no_grad(): return head.cpu()(x)
-    valid = {lr:_accuracy(scores(head, feats[held]), y[held]) for lr,head in zip(lrs, heads.choosers)}
-    return valid,lambda lr, x: scores(heads.final[lrs.index(lr)], x)
-
-# %% ../nbs/11_evaluate.ipynb #b13e0ae7
-def _standardise(train, test):
-    "Both with the mean 0 and the deviation 1 of `train`"
-    mean,std = train.mean(0),train.std(0)+1e-6
-    return (train-mean)/std,(test-mean)/std
-
-def _logistic(feats, y, C=1.): return LogisticRegression(C=C, max_iter=5000).fit(feats, y)
-
-def _fit_logistic(feats, y, fit, held, Cs):
-    "Accuracy on the held-out images by penalty, and a function that gives the scores of the best"
-    valid = {C:_logistic(feats[fit], y[fit], C).score(feats[held], y[held]) for C in Cs}
-    def scores(C, x):
-        res = torch.as_tensor(_logistic(feats, y, C).decision_function(x))
-        return res if res.ndim==2 else torch.stack([-res,res], 1) # of two classes it scores only the second
-    return valid,scores
+        batches = _crops(enc, dl, view, len(y), epochs, seed)
+        for rows,x in with_progress(batches, n_steps, 'linear evaluation'):
+            with torch.enable_grad():
+                loss = sum(F.cross_entropy(m(x), y[rows].to(device)) for m in final)
+                if (y_fit[rows]>=0).any():
+                    loss = loss + sum(F.cross_entropy(m(x), y_fit[rows].to(device)) for m in choosers)
+            loss.backward()
+            opt.step()
+            opt.zero_grad()
+            sched.step()
+        scores = {lr:m.cpu()(feats[held]) for lr,m in zip(lrs, choosers)}
+        valid = {lr:(o.argmax(1)==y[held]).float().mean().item() for lr,o in scores.items() if o.isfinite().all()}
+        if not valid: raise ValueError("Training diverged at every learning rate: use lower ones")
+        return valid,final[lrs.index(max(valid, key=valid.get))].cpu()(test)
 
 # %% ../nbs/11_evaluate.ipynb #4c91c995
 def linear_eval(
@@ -313,44 +234,40 @@ def linear_eval(
 )->LinearEval: # accuracy on `train_dls.valid`, with what belongs to it
     "Accuracy of a linear classifier on the frozen body, as in the paper (arXiv:2006.07733, appendix C)"
     check_counts(epochs=epochs)
-    if min(lr, *sweep, *Cs)<=0: raise ValueError(f"`lr`, `sweep` and `Cs` must be above 0, got {lr}, {sweep} and {Cs}")
+    if min(lr, *sweep)<=0: raise ValueError(f"`lr` and `sweep` must be above 0, got {lr} and {sweep}")
     check_classes('linear_eval', train=train_dls.train, valid=train_dls.valid)
     enc,dl = as_encoder(source),train_dls.train
     size = check_view_size(view_size(size, train_dls, first_image(train_dls)))
     enc.spec.check_size(enc.body, size)
     with fixed_rng(seed): # training resumes with the random numbers it would have had
-        embed = partial(_embed_part, enc, tfm=partial(_middle, size=size))
-        (feats,raw),(test,test_raw) = embed(dl),embed(train_dls.valid)
-        feats,test,(classes,y) = feats.cpu(),test.cpu(),raw.unique(return_inverse=True)
+        embed = partial(_embed, enc, tfm=partial(_middle, size=size))
+        (feats,labels),(test,test_labels) = embed(dl),embed(train_dls.valid)
+        feats,test,(classes,y) = feats.cpu(),test.cpu(),labels.unique(return_inverse=True)
         n_held = max(round(len(y)*valid_pct), len(classes))
-        if y.bincount().min()<2 or len(y)-n_held<len(classes):
-            raise ValueError("Each class needs 2 images or more, since one is held out: add images")
         fit,held = train_test_split(torch.arange(len(y)), test_size=n_held, stratify=y, random_state=seed)
         if fast:
-            feats,test = _standardise(feats, test)
-            valid,scores = _fit_logistic(feats, y, fit, held, Cs)
+            feats,test = (o.numpy() for o in _standardise(feats, test))
+            search = GridSearchCV(LogisticRegression(max_iter=5000), dict(C=Cs), cv=[(fit.numpy(),held.numpy())])
+            valid = dict(zip(Cs, search.fit(feats, y.numpy()).cv_results_['mean_test_score']))
+            scores = torch.as_tensor(search.predict_log_proba(test))
         else:
-            lrs = [lr*o*(dl_bs(dl) or 64)/256 for o in sweep]
-            view = ifnone(view, linear_view(size))
-            valid,scores = _fit_sgd(enc, dl, view, feats, classes, y, held, lrs, epochs, seed)
-    finite = {k:v for k,v in valid.items() if not math.isnan(v)}
-    if not finite: raise ValueError("Training diverged at every learning rate: use lower ones")
-    best,known = max(finite, key=finite.get),test_raw[:,None]==classes
-    test_y,by = torch.where(known.any(1), known.long().argmax(1), -1),'C' if fast else 'lr'
-    return _linear_eval_of(scores(best, test), test_y, chosen=best, valid=valid, n_valid=len(held), by=by)
+            lrs,view = [lr*o*(dl_bs(dl) or 64)/256 for o in sweep],view or linear_view(size)
+            valid,scores = _fit_sgd(enc, dl, view, feats, y, test, held, lrs, epochs, seed)
+    hits = classes[scores.topk(min(5, len(classes))).indices]==test_labels[:,None]
+    right,n,best = int(hits[:,0].sum()),len(hits),max(valid, key=valid.get)
+    ci = binomtest(right, n).proportion_ci(.95, 'wilson')
+    top5 = hits.any(1).float().mean().item() if len(classes)>5 else None
+    return LinearEval(right/n, top5, n, (ci.low,ci.high), best, valid)
 
 # %% ../nbs/11_evaluate.ipynb #00d28f50
-def _resize_batch(size):
-    "A transform that resizes batches to the one size that a body takes"
-    def resize(x:TensorImage):
-        return TensorImage(F.interpolate(to_unit(x), (size,size), mode='bicubic', antialias=True).clamp(0, 1))
-    return Transform(resize, order=12) # after `IntToFloatTensor` (10), before `Normalize` (99)
-
 def _dls_for(enc, dls):
     "Images as `enc` takes them: of its size, and not normalised, which it does itself"
-    height,width = first_image(dls).shape[-2:]
-    try: tfms = [] if height!=width else noop(enc.spec.check_size(enc.body, width)) or []
-    except ValueError: tfms = [_resize_batch(enc.spec.side)] # it takes images of one size only
+    def resize(x:TensorImage):
+        size = enc.spec.side,enc.spec.side
+        return TensorImage(F.interpolate(to_unit(x), size, mode='bicubic', antialias=True).clamp(0, 1))
+    tfms = []
+    try: check_images(dls, enc)
+    except ValueError: tfms = [Transform(resize, order=12)] # after `IntToFloatTensor` (10)
     def own(dl):
         kept = [o for o in inner_dl(dl).after_batch.fs if not isinstance(o, Normalize)]
         return pick_items(dl, after_batch=kept+tfms)
@@ -362,63 +279,52 @@ def _few(dl, rows, bs, shuffle=False):
     "A loader of the items of `dl` at `rows`"
     tfms = list(dl.after_batch.fs) # a new list, since `vision_learner` adds to it
     dl = pick_items(dl, lambda idxs: [idxs[i] for i in rows], bs=bs, num_workers=0, after_batch=tfms)
-    if shuffle:
-        idxs = dl.get_idxs()
-        dl.get_idxs,dl.drop_last = lambda: random.sample(idxs, len(idxs)),True
+    idxs = dl.get_idxs()
+    if shuffle: dl.get_idxs,dl.drop_last = lambda: random.sample(idxs, len(idxs)),True
     return dl
 
-def _pixels(dl, rows=None):
-    "Pixels in [0,1], (n, c·h·w), of the items at `rows`"
-    pick = noop if rows is None else lambda idxs: [idxs[i] for i in rows]
-    with in_order(dl, pick) as ordered: batches = [to_unit(b[0]).cpu().flatten(1) for b in ordered]
-    return torch.cat(batches)
+def _pixels(dl):
+    "Pixels in [0,1], (n, c·h·w)"
+    with in_order(dl) as ordered: return torch.cat([to_unit(b[0]).cpu().flatten(1) for b in ordered])
 
 # %% ../nbs/11_evaluate.ipynb #train
 class _NoValidation(Callback):
     "Leaves out validation after each epoch"
-    order = -100
     def before_validate(self): raise CancelValidException()
 
-def _train(dls, enc, frozen_first, steps, lr, **kwargs):
-    "Train a classifier on the few labels of `dls`, predict its last loader"
-    learn = byol_vision_learner(dls, enc, **kwargs)
-    epochs = max(1, math.ceil(steps/max(1, len(dls.train))))
+def _predict(name, rows, y, encoders, data, feats, bs, steps, lr, **kwargs):
+    "What contestant `name` predicts for the validation images, given the labels of `rows`"
+    owner,_,kind = name.rpartition(', ')
+    train,valid = data.get(owner, data['BYOL']).loaders
+    if kind=='nearest': return knn_predict(_pixels(_few(train, rows, bs)), y[rows], feats['pixels'], k=1)
+    if kind=='linear':
+        feats,test = feats[owner]
+        return torch.as_tensor(LogisticRegression(max_iter=5000).fit(feats[rows], y[rows]).predict(test))
+    few,same,test = _few(train, rows, min(bs, len(rows)), True),_few(train, rows, bs),_few(valid, range(valid.n), 256)
+    enc = encoders[owner] if owner else random_encoder(encoders['BYOL'])
+    learn = byol_vision_learner(DataLoaders(few, same, test, device=test.device), enc, **kwargs)
+    epochs = max(1, math.ceil(steps/max(1, len(few))))
     with learn.no_bar(), learn.no_logging(), learn.added_cbs(_NoValidation()):
-        if frozen_first and epochs>=3: learn.fine_tune(epochs - epochs//3, lr, freeze_epochs=epochs//3)
+        if kind=='fine-tuned' and epochs>=3: learn.fine_tune(epochs - epochs//3, lr, freeze_epochs=epochs//3)
         else:
             learn.unfreeze()
             learn.fit_one_cycle(epochs, lr)
-    with learn.no_bar(): return learn.get_preds(dl=dls[-1])[0].argmax(1)
+    with learn.no_bar(): return learn.get_preds(dl=test)[0].argmax(1)
 
-def _predict(name, rows, y, encoders, data, feats, bs, **kwargs):
-    "What contestant `name` predicts for the validation images, given the labels of `rows`"
-    owner,kind = name.rsplit(', ', 1) if ', ' in name else ('BYOL',name)
-    if name=='pixels, nearest': return knn_predict(_pixels(data['BYOL'].train, rows), y[rows], feats['pixels'], k=1)
-    if kind=='linear':
-        train,test = feats[owner]
-        return torch.as_tensor(_logistic(train[rows], y[rows]).predict(test))
-    train,valid = data[owner].loaders
-    few = DataLoaders(_few(train, rows, min(bs, len(rows)), True), _few(train, rows, bs),
-                      _few(valid, range(valid.n), 256), device=data[owner].device)
-    enc = random_encoder(encoders['BYOL']) if kind=='from scratch' else encoders[owner]
-    return _train(few, enc, kind=='fine-tuned', **kwargs)
-
-# %% ../nbs/11_evaluate.ipynb #fdc34f2c
 _contestants = ('BYOL, linear','BYOL, fine-tuned','from scratch','pixels, nearest')
 _starts = {'ImageNet':published_encoder, 'random weights':random_encoder} # of the same architecture
 
+# %% ../nbs/11_evaluate.ipynb #fdc34f2c
 class LabelEfficiency(pd.DataFrame):
     "A row per contestant and number of labels: mean accuracy, deviation over the draws, draws"
     _metadata = ['runs']
-    @property
-    def _constructor(self): return pd.DataFrame # what is cut out of it is a plain `DataFrame`
 
     def table(self)->pd.DataFrame:
         "Contestants by number of labels: mean ± standard error, in percent"
         se = [f' ± {100*sd/n**.5:.1f}' if n>1 else '' for sd,n in zip(self['sd'], self['n'])]
         res = self.assign(text=[f'{100*o:.1f}{text}' for o,text in zip(self['mean'], se)])
-        res = res.pivot(index='contestant', columns=self.columns[1], values='text').reindex(self['contestant'].unique())
-        return res.rename(columns=lambda o: f'{100*o:g} %') if 'pct' in self else res
+        res = res.pivot(index='contestant', columns=self.columns[1], values='text')
+        return res.reindex(self['contestant'].unique())
 
     def plot(self,
         ax=None, # matplotlib axes to draw on; None: a new figure
@@ -427,43 +333,41 @@ class LabelEfficiency(pd.DataFrame):
     ): # the axes
         "Accuracy over the number of labels, with the standard error of the mean"
         if ax is None: _,ax = plt.subplots(figsize=figsize)
-        by,label = ('pct','labelled images, %') if 'pct' in self else ('per_class','labels per class')
-        unit,baselines = (100 if by=='pct' else 1),(*_starts,'from scratch','pixels')
+        by = self.columns[1]
         for name,rows in self.groupby('contestant', sort=False):
-            x,y,se = unit*rows[by],100*rows['mean'],100*rows['sd']/rows['n']**.5
-            style = 'o--' if name.startswith(baselines) else 'o-'
-            line, = ax.plot(x, y, style, ms=4, label=plain_label(name))
+            x,y,se = rows[by],100*rows['mean'],100*rows['sd']/rows['n']**.5
+            is_baseline = name.startswith((*_starts,'from scratch','pixels'))
+            line, = ax.plot(x, y, 'o--' if is_baseline else 'o-', ms=4, label=plain_label(name))
             ax.fill_between(x, y-se, y+se, alpha=.2, color=line.get_color(), lw=0)
-        ax.set(xlabel=label, ylabel='accuracy, %', title=title, xscale='log')
-        ticks = sorted(unit*self[by].unique())
+        xlabel = dict(pct='share of labels', per_class='labels per class')[by]
+        ax.set(xlabel=xlabel, ylabel='accuracy, %', title=title, xscale='log')
+        ticks = sorted(self[by].unique())
         ax.set_xticks(ticks, [f'{o:g}' for o in ticks])
         ax.minorticks_off()
         ax.legend(fontsize=8)
-        ax.grid(alpha=.3)
         return ax
 
 # %% ../nbs/11_evaluate.ipynb #a529aaed
 def _who(contestants, others):
     "Names of all who compete; those of `others` that are not named compete in what BYOL competes in"
-    owners,kinds = dict.fromkeys(['BYOL', *_starts, *others]),('linear','fine-tuned')
-    known = [*_contestants[2:], *[f'{owner}, {kind}' for owner in owners for kind in kinds]]
+    kinds = ('linear','fine-tuned')
+    known = [*_contestants[2:], *[f'{o}, {kind}' for o in ('BYOL', *_starts, *others) for kind in kinds]]
     for o in contestants:
         if o not in known: raise ValueError(f"Unknown contestant {o!r}: use some of {', '.join(known)}")
     unnamed = [o for o in others if not any(name.startswith(f'{o}, ') for name in contestants)]
-    return [*contestants, *[f'{o}, {kind}' for o in unnamed for kind in kinds if f'BYOL, {kind}' in contestants]]
+    ours = [kind for kind in kinds if f'BYOL, {kind}' in contestants]
+    return [*contestants, *[f'{o}, {kind}' for o in unnamed for kind in ours]]
 
 def _draws(y, by, amounts, seeds):
     "Rows to label by (amount, seed), without draws that repeat another: they would hide the error"
     res = {}
     for n in amounts:
-        different = {}
-        for s in seeds: different.setdefault(tuple(few_labels(y, y, seed=s, **{by:n})), s)
+        different = {tuple(few_labels(y, y, seed=s, **{by:n})):(n,s) for s in seeds}
         if len(different)<len(seeds):
-            warnings.warn(f"There are fewer different draws than `seeds` at {by}={n:g}: `dls.train` has too few labels")
-        res.update({(n,s):list(rows) for rows,s in different.items()})
+            warnings.warn(f"There are fewer different draws than `seeds` at {by}={n:g}: add images")
+        res.update({key:list(rows) for rows,key in different.items()})
     return res
 
-# %% ../nbs/11_evaluate.ipynb #leruns
 def _few_label_runs(names, encoders, dls, by, amounts, seeds, bs, n_out=None, **kwargs):
     "A row per contestant, number of labels and draw"
     data = {owner:_dls_for(enc, dls) for owner,enc in encoders.items()}
@@ -484,7 +388,7 @@ def _few_label_runs(names, encoders, dls, by, amounts, seeds, bs, n_out=None, **
 # %% ../nbs/11_evaluate.ipynb #994895da
 def label_efficiency(
     source, # anything that `as_encoder` takes: a learner, a `BYOL`, a body file
-    dls:DataLoaders, # labels are drawn from `dls.train`, accuracy is measured on `dls.valid`
+    dls:DataLoaders, # fastai's; labels are drawn from `dls.train`, accuracy is measured on `dls.valid`
     per_class=(1,5,10), # labels per class
     seeds:int=3, # draws of labels
     contestants:tuple=_contestants, # of these and 'ImageNet, linear', 'random weights, fine-tuned', …
@@ -498,17 +402,15 @@ def label_efficiency(
 )->LabelEfficiency: # a `DataFrame` with `.plot()`, `.table()` by contestant, and every run in `.runs`
     "Compare a pretrained body with training from scratch, bare pixels and `others` on few labels"
     check_counts(seeds=seeds)
-    if not all(hasattr(inner_dl(o), 'new') for o in dls.loaders[:2]):
-        raise TypeError(f"`label_efficiency` needs fastai's data loaders, got {type(dls.train).__name__}")
-    names = _who(contestants, others or {})
+    others = others or {}
+    names = _who(contestants, others)
     check_classes('label_efficiency', train=dls.train, valid=dls.valid)
-    encoders = {owner:as_encoder(o) for owner,o in dict(BYOL=source, **(others or {})).items()}
     by,amounts = ('per_class',L(per_class)) if pct is None else ('pct',L(pct))
+    kwargs.update(steps=steps, lr=lr)
     with fixed_rng(seed): # training resumes with the random numbers it would have had
-        for owner,make in _starts.items():
-            if any(o.startswith(f'{owner}, ') for o in names): encoders.setdefault(owner, make(source))
-        draws = range(seed, seed+seeds)
-        runs = _few_label_runs(names, encoders, dls, by, amounts, draws, bs, steps=steps, lr=lr, **kwargs)
+        starts = {o:make(source) for o,make in _starts.items() if any(name.startswith(f'{o}, ') for name in names)}
+        encoders = {owner:as_encoder(o) for owner,o in {'BYOL':source, **starts, **others}.items()}
+        runs = _few_label_runs(names, encoders, dls, by, amounts, range(seed, seed+seeds), bs, **kwargs)
     grouped = runs.groupby(['contestant',by], sort=False)['accuracy']
     res = LabelEfficiency(grouped.agg(mean='mean', sd='std', n='count').reset_index())
     res.runs = runs

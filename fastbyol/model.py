@@ -17,14 +17,14 @@ from .body import *
 
 # %% ../nbs/03_model.ipynb #f087c09e
 class WSLinear(nn.Linear):
-    "`nn.Linear` whose weight rows are standardised before use, as in timm's `StdConv2d` (arXiv:1903.10520)"
+    "`nn.Linear` with standardised weight rows, as timm's `StdConv2d` (arXiv:1903.10520)"
     def forward(self, x):
         return F.linear(x, F.layer_norm(self.weight, self.weight.shape[1:], eps=1e-6), self.bias)
 
 # %% ../nbs/03_model.ipynb #d2d1d25e
 def _group_norm(n):
     n_groups = math.gcd(16, n) # 16 groups in arXiv:2010.10241; fewer where 16 does not divide `n`
-    while n_groups>1 and n//n_groups<8: n_groups //= 2 # groups of few channels would normalise everything away
+    while n_groups>1 and n//n_groups<8: n_groups //= 2 # small groups would normalise everything away
     return nn.GroupNorm(n_groups, n)
 
 _norms = {'batch':nn.BatchNorm1d, 'group':_group_norm, 'layer':nn.LayerNorm, None:nn.Identity}
@@ -39,13 +39,13 @@ def mlp_head(
     if norm not in _norms: raise ValueError(f"`norm` must be one of {list(_norms)}, got {norm!r}")
     check_counts(n_in=n_in, hidden_size=hidden_size, n_out=n_out)
     first_layer = WSLinear if norm=='group' else nn.Linear
-    return nn.Sequential(first_layer(n_in, hidden_size), _norms[norm](hidden_size), nn.ReLU(inplace=True),
-                         nn.Linear(hidden_size, n_out, bias=False))
+    norm_layer,last_layer = _norms[norm](hidden_size),nn.Linear(hidden_size, n_out, bias=False)
+    return nn.Sequential(first_layer(n_in, hidden_size), norm_layer, nn.ReLU(inplace=True), last_layer)
 
 # %% ../nbs/03_model.ipynb #a770da7f
 def _loss_per_item(pred, targ):
     if pred.shape!=targ.shape or pred.ndim!=3 or pred.shape[1]!=2:
-        raise ValueError(f"`byol_loss` takes two tensors (bs,2,n), got {tuple(pred.shape)} and {tuple(targ.shape)}")
+        raise ValueError(f"`byol_loss` takes two tensors (bs,2,n), got {(*pred.shape,)}, {(*targ.shape,)}")
     # half precision is too coarse
     q,z = (F.normalize(o.to(torch.promote_types(o.dtype, torch.float32)), dim=-1) for o in (pred,targ))
     return (2 - 2*(q*z).sum(-1)).sum(1)
@@ -58,7 +58,7 @@ def byol_loss(
     return _loss_per_item(pred, targ).mean()
 
 class BYOLLoss(Module):
-    "`byol_loss` as a module with a `reduction`, so that `learn.get_preds(with_loss=True)` gives a loss per image"
+    "`byol_loss` with a `reduction`, so that `learn.get_preds(with_loss=True)` gives a loss per image"
     def __init__(self,
         reduction:str='mean' # 'mean', 'sum' or 'none'
     ):
@@ -71,11 +71,11 @@ class BYOLLoss(Module):
 
 # %% ../nbs/03_model.ipynb #c5551119
 class Encoder(nn.Module):
-    "A body with what belongs to it: normalised images (bs, c, h, w) in, representations (bs, n_features) out"
+    "A body with what belongs to it: normalised images (bs, c, h, w) -> representations (bs, n_features)"
     def __init__(self,
         body:nn.Module, # what turns normalised images into features
         spec:BodySpec, # how it was built, and how its features are pooled
-        stats:tuple=None, # (means, standard deviations) that its images are normalised with; None: those of `spec`
+        stats:tuple=None, # (means, standard deviations) of its images; None: those of `spec`
         view_size:int=None, # side of the images that it was trained on, in pixels, where that is known
     ):
         super().__init__()
@@ -102,8 +102,7 @@ class Encoder(nn.Module):
     ):
         "Normalise images with `stats` from now on"
         for buffer,new in zip((self.mean,self.std), map(torch.as_tensor, stats)):
-            n = buffer.numel()
-            if new.numel()!=n: raise ValueError(f"`stats` needs {n} numbers, one per channel, got {new.numel()}")
+            if new.numel()!=buffer.numel(): raise ValueError(f"`stats` has {new.numel()}: give one per channel")
             buffer.copy_(new.view_as(buffer))
 
 # %% ../nbs/03_model.ipynb #cdcb93b8
@@ -112,7 +111,7 @@ def check_tau(
     name:str='tau', # what the message calls it
 )->float: # the same
     "Raise a `ValueError` unless `tau` is in [0,1]"
-    if not 0<=tau<=1: raise ValueError(f"`{name}` is the weight kept on the target, in [0,1], got {tau!r}")
+    if not 0<=tau<=1: raise ValueError(f"`{name}`, the weight kept on the target, is in [0,1], got {tau!r}")
     return tau
 
 def batch_norms(
@@ -122,16 +121,17 @@ def batch_norms(
     return [o for o in m.modules() if isinstance(o, nn.modules.batchnorm._BatchNorm)]
 
 def _check_target(target_bn, target_init, has_target, pretrained):
-    choices = dict(target_bn=('own','ema','eman'), target_init=('copy','random'))
+    choices,problem = dict(target_bn=('own','ema','eman'), target_init=('copy','random')),None
     for (name,known),value in zip(choices.items(), (target_bn,target_init)):
-        if value not in known: raise ValueError(f"`{name}` must be one of {known}, got {value!r}")
-        if value!=known[0] and not has_target: raise ValueError(f"`{name}` needs a target network, and there is none")
-    if target_init=='random' and pretrained: raise ValueError("`target_init='random'` forgets `pretrained`: choose one")
+        if value not in known: problem = f"`{name}` must be one of {known}, got {value!r}"
+        elif value!=known[0] and not has_target: problem = f"`{name}` needs a target network, and there is none"
+    if target_init=='random' and pretrained: problem = "`target_init='random'` forgets `pretrained`: choose one"
+    if problem: raise ValueError(problem)
 
 # %% ../nbs/03_model.ipynb #cb225258
 class BYOL(Encoder):
     "Any body with a projector, a predictor and a target network (arXiv:2006.07733, section 3)"
-    teacher = None # an `Encoder`, but not a submodule: not saved, not trained, and always in evaluation mode
+    teacher = None # an `Encoder`, but no submodule: not saved, not trained, always in evaluation mode
     def __init__(self,
         arch, # timm name, fastai or torchvision callable, or `nn.Module` (trained in place)
         n_in:int=3, # channels of the images
@@ -139,15 +139,15 @@ class BYOL(Encoder):
         hidden_size:int=4096, # hidden width of projector and predictor
         projection_size:int=256, # width of the projection; with a `teacher`, that of its features
         norm:str|None='batch', # norm of projector and predictor: 'batch', 'group', 'layer' or None
-        layer:str|int=None, # for an `nn.Module`: name or index of the module whose output is the representation
-        small_stem:bool=False, # resnets: 3×3 stem of stride 1 without max-pool, for images of about 32 pixels
-        momentum:bool=True, # False: no target network, the online network without gradient (SimSiam, arXiv:2011.10566)
-        teacher=None, # frozen model in the target's place: timm name, body file, `nn.Module` or what `as_encoder` takes
+        layer:str|int=None, # for an `nn.Module`: name or index of the module whose output to take
+        small_stem:bool=False, # resnets: 3×3 stem without max-pool, for images of about 32 pixels
+        momentum:bool=True, # False: no target network, as SimSiam (arXiv:2011.10566)
+        teacher=None, # frozen model in the target's place: `nn.Module`, or what `as_encoder` takes
         target_bn:str='own', # batch norm of the target: 'own', 'ema' or 'eman', see below
-        target_init:str='copy', # the target begins as a 'copy' of the online network or with 'random' weights
-        concat:bool=False, # both views in one forward pass, with shared batch norm statistics? Otherwise one by one
-        size:int=None, # side in pixels at which to try an `nn.Module`; with `layer`, its output is flattened
-        stats:tuple=None, # (means, standard deviations) that images are normalised with; None: those of `arch`
+        target_init:str='copy', # the target begins as a 'copy' of the online network, or 'random'
+        concat:bool=False, # both views in one forward pass, with shared batch norm statistics?
+        size:int=None, # side in pixels to try an `nn.Module` at; with `layer`, its output is flattened
+        stats:tuple=None, # (means, standard deviations) of the images; None: those of `arch`
         **kwargs # for a timm name: further arguments of `timm.create_model`, such as `img_size`
     ):
         spec = BodySpec(arch, n_in, small_stem=small_stem, layer=layer, size=size, **kwargs)
@@ -164,8 +164,8 @@ class BYOL(Encoder):
         # optimisers in checkpoints know weights by their order: predictor, body, projector
         self.predictor,self.body = predictor,body
         self.projector = mlp_head(self.n_features, hidden_size, projection_size, norm)
-        self.target_bn,self.concat,self.projection_size,self.momentum = target_bn,concat,projection_size,has_target
-        self.target = self._make_target(target_init) if has_target else None
+        self.target_bn,self.concat,self.projection_size = target_bn,concat,projection_size
+        self.momentum,self.target = has_target,self._make_target(target_init) if has_target else None
         if teacher is not None: self.__dict__['teacher'] = teacher
 
 # %% ../nbs/03_model.ipynb #155b527e
@@ -216,7 +216,7 @@ def _both(self:BYOL, f, v1, v2):
     "`f` of both views, (bs, 2, n)"
     # view by view, as in DeepMind's release: each has its own batch norm statistics
     if not self.concat: return torch.stack([f(v1), f(v2)], 1)
-    if v1.shape!=v2.shape: raise ValueError(f"`concat` needs views of one size, got {v1.shape} and {v2.shape}")
+    if v1.shape!=v2.shape: raise ValueError(f"`concat` needs views of one size, got {(*v1.shape,)}, {(*v2.shape,)}")
     return torch.stack(f(torch.cat([v1,v2])).chunk(2), 1)
 
 @patch
@@ -225,9 +225,9 @@ def forward(self:BYOL,
     v2:Tensor=None, # view 2
 )->Tensor: # predictions q1, q2: (bs, 2, projection_size)
     "What the online network predicts of the other view's projection"
-    if v2 is None: raise TypeError("`BYOL` takes two views: add `BYOLCallback()`, or call `embed` for representations")
+    if v2 is None: raise TypeError("`BYOL` takes two views: add `BYOLCallback()`, or call `embed`")
     if self.training and len(v1)<2 and batch_norms(self):
-        raise ValueError("`BYOL` needs batches of 2 or more for batch norm: set `drop_last=True` or a larger `bs`")
+        raise ValueError("Batch norm needs batches of 2 or more: set `drop_last=True` or a larger `bs`")
     return self._both(lambda v: self.predictor(self.project(v)), v1, v2)
 
 # %% ../nbs/03_model.ipynb #349b5f0d
@@ -241,10 +241,10 @@ def targets(self:BYOL,
     if self.teacher is not None: f = self._teach
     elif self.momentum: f = lambda v: self.target['projector'](self.embed(v, target=True))
     else: f = self.project
-    net = self.target if self.momentum else self.teacher
-    weights = list(net.parameters()) if net is not None and torch.is_autocast_enabled(v1.device.type) else []
+    net,casts = self.target if self.momentum else self.teacher,torch.is_autocast_enabled(v1.device.type)
+    weights = list(net.parameters()) if net is not None and casts else []
     try:
-        # autocast keeps casts of weights that need a gradient, and only those: so both views use one cast
+        # autocast keeps casts of weights that need a gradient only: so both views use one cast
         for p in weights: p.requires_grad_(True)
         return self._both(f, v2, v1)
     finally:
@@ -256,10 +256,11 @@ def targets(self:BYOL,
 def update_target(self:BYOL,
     tau:float # weight kept on the target, in [0,1]: 1 freezes it, 0 makes it a copy
 ):
-    "target = tau·target + (1-tau)·online, for weights; for batch norm statistics too, unless `target_bn='own'`"
+    "target = tau·target + (1-tau)·online; batch norm statistics too, unless `target_bn='own'`"
     check_tau(tau)
     if not self.momentum: return
-    torch._foreach_lerp_(list(self.target.parameters()), [*self.body.parameters(), *self.projector.parameters()], 1-tau)
+    online = [*self.body.parameters(), *self.projector.parameters()]
+    torch._foreach_lerp_(list(self.target.parameters()), online, 1-tau)
     if self.target_bn=='own' or tau==1: return
     for old,new in zip(self.target.buffers(), [*self.body.buffers(), *self.projector.buffers()]):
         if old.is_floating_point(): old.lerp_(new, 1-tau)
@@ -271,16 +272,15 @@ def _frozen(source, n_in):
     if isinstance(source, (str,Path)):
         from fastbyol.transfer import as_encoder # a room below this one, because it reads files
         source = as_encoder(source, n_in=n_in)
-    stats = view_size = None
-    if hasattr(source, 'spec'): body,spec,stats,view_size = source.body,source.spec,source.stats,source.view_size
-    else:
+    if not hasattr(source, 'spec'):
         spec = BodySpec(source, n_in)
-        body = spec.build(pretrained=not isinstance(source, nn.Module))
+        source = Encoder(spec.build(pretrained=not isinstance(source, nn.Module)), spec)
+    spec,view_size = source.spec,source.view_size
     if spec.n_in!=n_in: raise ValueError(f"The teacher takes images of {spec.n_in} channels, the body {n_in}")
     if view_size is None:
-        try: spec.check_size(body, 2*spec.side)
+        try: spec.check_size(source.body, 2*spec.side)
         except ValueError: view_size = spec.side # it takes images of one size only
-    return Encoder(deepcopy(body), spec, stats, view_size).eval().requires_grad_(False)
+    return Encoder(deepcopy(source.body), spec, source.stats, view_size).eval().requires_grad_(False)
 
 @patch
 def _teach(self:BYOL, v):

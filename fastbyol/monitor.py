@@ -21,28 +21,31 @@ from .evaluate import *
 class Monitor(Callback):
     "Base of callbacks that look at the model after an epoch and add what they see to the progress table"
     # before the `Recorder` (50), which asks the metrics for their names and values
-    order,columns,every,_kept = 40,(),1,('rows',)
-    def __init__(self): self.rows,self._shown,self._resumed,self._begun = [],[],False,False
+    order,columns,every,_beside_byol = 40,(),1,False
+    _kept = dict(rows=[]) # what a checkpoint keeps, as it is before a run
+    def __init__(self):
+        self._shown,self._resumed,self._begun = [],False,False
+        self._forget()
+    def _forget(self): self.__dict__.update(deepcopy(self._kept))
 
     def before_fit(self):
-        self.run,self._begun = not hasattr(self.learn, 'lr_finder') and not hasattr(self, 'gather_preds'),False
-        if not self.run: return
         self._hide()
+        self._begun,self.run = False,not (hasattr(self.learn, 'lr_finder') or hasattr(self, 'gather_preds'))
+        if not self.run: return
         self._shown = [ValueMetric(partial(self._latest, o), o) for o in self.columns]
         self.learn.metrics = [*self.learn.metrics, *self._shown]
-    def _hide(self):
-        self.learn.metrics = [o for o in self.learn.metrics if not any(o is m for m in self._shown)]
-    def _latest(self, column):
-        # an epoch without a look has no value
-        row = self.rows[-1] if self.rows else {}
-        return row.get(column, math.nan) if row.get('epoch')==getattr(self.learn, 'epoch', 0)+1 else math.nan
+    def _hide(self): self.learn.metrics = [o for o in self.learn.metrics if o not in self._shown]
+    def _latest(self, column): # an epoch without a look has no value
+        epoch = getattr(self.learn, 'epoch', 0)+1
+        return self.rows[-1][column] if self.rows and self.rows[-1]['epoch']==epoch else math.nan
 
     def before_train(self):
         if self._begun: return # a run begins here: `validate` and `summary` call `before_fit`, too
+        if self._beside_byol and not hasattr(self.learn, 'byol'):
+            raise ValueError(f"`{type(self).__name__}` works beside `BYOLCallback`: add one")
         if not self._resumed: self._forget()
         self._begun = True
         self._start()
-    def _forget(self): self.rows = []
     def after_train(self):
         self._resumed = False
         if (self.epoch+1)%self.every==0 or self.epoch+1==self.n_epoch: self._look(self.epoch+1)
@@ -57,31 +60,38 @@ class Monitor(Callback):
 @patch
 def state_dict(self:Monitor)->dict:
     "What a checkpoint keeps"
-    return {o:deepcopy(getattr(self, o)) for o in self._kept}
+    kept = {o:getattr(self, o) for o in self._kept}
+    return {k:v.state_dict() if hasattr(v, 'state_dict') else deepcopy(v) for k,v in kept.items()}
 
 @patch
 def load_state_dict(self:Monitor,
     state:dict # from `state_dict`
 ):
     "Resume from a checkpoint: the next `fit` adds to the history instead of beginning a new one"
-    for name in self._kept: setattr(self, name, deepcopy(state.get(name, getattr(self, name))))
+    self.__dict__.update(deepcopy({k:state.get(k, v) for k,v in self._kept.items()}))
     self._resumed = True
 
 @patch
 def __getstate__(self:Monitor):
-    dropped = ('pair','sample','_dls','_dl','_hook','_x','_y','best_state') # an export has no images
-    return {k:None if k in dropped else v for k,v in self.__dict__.items() if k!='_shown'} | dict(_shown=[])
+    dropped = ('pair','sample','_dls','_dl','_hook','_y','best_state') # an export has no images
+    return {k:None if k in dropped else v for k,v in vars(self).items()} | dict(_shown=[])
 
-# %% ../nbs/12_monitor.ipynb #4c79ebc9
+def _once(measure):
+    "What `measure` gives, done by the first of several processes and sent to the others"
+    return gather_objects(None if rank_distrib() else measure())[0]
+
 def _sample_dl(dl, n, seed):
     "`dl` of at most `n` of its items, drawn with `seed`; None: all"
     if n is None: return inner_dl(dl)
-    # a new loader draws the seed of its own random numbers
-    with fixed_rng(seed): return pick_items(dl, lambda idxs: sorted(random.sample(list(idxs), min(n, len(idxs)))))
+    def draw(idxs): return sorted(random.sample(list(idxs), min(n, len(idxs))))
+    with fixed_rng(seed): return pick_items(dl, draw) # a new loader draws the seed of its random numbers
 
+# %% ../nbs/12_monitor.ipynb #4c79ebc9
 class KNNCallback(Monitor):
     "Accuracy of the nearest neighbours as a column of the progress table, `knn`; keeps the best body"
-    columns,_kept = ('knn',),('rows','best','best_epoch','best_state','n_behind','told')
+    columns = ('knn',)
+    # the best look; looks in a row behind the first, and has it been said?
+    _kept = dict(rows=[], best=-1., best_epoch=None, best_state=None, n_behind=0, told=False)
     def __init__(self,
         dls, # labelled `DataLoaders`, or a pair of loaders: the first's images vote on the second's
         k:int=20, # neighbours that vote
@@ -94,35 +104,29 @@ class KNNCallback(Monitor):
         keep_best:bool=True, # keep a copy of the best body, in the computer's memory?
         stop_behind:int=None, # end the run after so many looks in a row below the first; None: never
     ):
-        check_counts(k=k, every=every, max_items=ifnone(max_items, 1), stop_behind=ifnone(stop_behind, 1))
+        check_counts(k=k, every=every)
+        check_counts(max_items=ifnone(max_items, 1), stop_behind=ifnone(stop_behind, 1))
         self.pair = dls.loaders[:2] if isinstance(dls, DataLoaders) else dls
         if not isinstance(self.pair, (tuple,list)) or len(self.pair)!=2:
             raise TypeError("`KNNCallback` takes a pair of loaders, or `DataLoaders` with two")
         super().__init__()
         store_attr(but='dls')
-        self._forget()
 
-    def _forget(self):
-        super()._forget()
-        self.best,self.best_epoch,self.best_state = -1.,None,None # accuracy, epoch and weights of the best look
-        self.n_behind,self.told = 0,False # looks in a row behind the first; has it been said?
+    def _start(self):
+        if self.pair is None: raise ValueError("`KNNCallback` was exported without images: add a new one")
+        bank,queries = self._dls = [_sample_dl(o, self.max_items, self.seed) for o in self.pair]
+        check_classes('KNNCallback', bank=bank, queries=queries) # not after an hour of training
+        if self.start and not self.rows: self._look(self.epoch)
 
 # %% ../nbs/12_monitor.ipynb #b898db43
 @patch
-def _start(self:KNNCallback):
-    if self.pair is None: raise ValueError("`KNNCallback` was exported without images: add a new one")
-    bank,queries = self._dls = [_sample_dl(o, self.max_items, self.seed) for o in self.pair]
-    check_classes('KNNCallback', bank=bank, queries=queries) # before training, not after an hour of it
-    if self.start and not self.rows: self._look(self.epoch)
-
-@patch
 def _look(self:KNNCallback, epoch):
-    acc = knn_accuracy(self.learn, *self._dls, self.k, self.temperature, self.target, sharded=True)
+    acc = _once(lambda: knn_accuracy(self.learn, *self._dls, self.k, self.temperature, self.target))
     self.rows.append(dict(epoch=epoch, knn=acc))
     if acc>self.best:
         self.best,self.best_epoch = acc,epoch
-        body = as_encoder(self.learn, self.target).body
-        if self.keep_best: self.best_state = {k:v.detach().cpu().clone() for k,v in body.state_dict().items()}
+        sd = as_encoder(self.learn, self.target).body.state_dict()
+        if self.keep_best: self.best_state = {k:v.detach().cpu().clone() for k,v in sd.items()}
     if self.start: self._compare(self.rows[0]['knn'], acc, epoch)
 
 @patch
@@ -134,29 +138,28 @@ def _compare(self:KNNCallback, before, acc, epoch):
         print(f"kNN {100*before:.1f} % before training, {100*acc:.1f} % after {epoch} epochs: the representation "
               "falls behind where it began. Lower the learning rate; `learn.knn.load_best()` restores the best body.")
     self.told = self.told or behind
-    if behind and self.n_behind==self.stop_behind: raise CancelFitException()
+    if self.n_behind==self.stop_behind: raise CancelFitException()
 
-# %% ../nbs/12_monitor.ipynb #f7e7adbc
 @patch
 def best_body(self:Learner)->Encoder: # for all that takes an `Encoder`, such as `save_body`
     "A copy of the best body that the learner's `KNNCallback` has seen, the one before training included"
     state = getattr(first(self.cbs, risinstance(KNNCallback)), 'best_state', None)
     if state is None: raise ValueError("No best body was kept: train with `cbs=KNNCallback(dls)`")
-    enc = as_encoder(self)
-    body = deepcopy(enc.body).cpu()
-    body.load_state_dict(state)
-    return Encoder(body.eval(), enc.spec, enc.stats, enc.view_size)
+    enc = deepcopy(as_encoder(self)).cpu().eval()
+    enc.body.load_state_dict(state)
+    return enc
 
 @patch
 def load_best(self:KNNCallback):
     "Put the weights of the best body seen in the last run into the model"
-    online_model(self.model).body.load_state_dict(self.learn.best_body().body.state_dict())
+    online_model(self.model).body.load_state_dict(self.best_state)
 
 # %% ../nbs/12_monitor.ipynb #09914024
 class OnlineProbe(Monitor):
     "A linear classifier trained beside BYOL, without gradient to the body; column `probe`"
-    # before `BYOLCallback` (12) takes labels and images out of the batch
-    order,columns,name = BYOLCallback.order-1,('probe',),'probe'
+    # before `BYOLCallback` (12) takes the labels out of the batch
+    order,run_valid,columns,name,_beside_byol = BYOLCallback.order-1,False,('probe',),'probe',True
+    _kept = dict(rows=[], head=None, opt_probe=None)
     def __init__(self,
         n_out:int=None, # classes; None: as the data says
         lr:float=1e-2, # learning rate of its own optimiser, Adam
@@ -167,70 +170,57 @@ class OnlineProbe(Monitor):
         check_counts(n_out=ifnone(n_out, 1))
         super().__init__()
         store_attr()
-        self.head,self._hook,self._y,self._features = None,None,None,[]
+        self._hook,self._features = None,[]
 
     def _start(self):
-        if not hasattr(self.learn, 'byol'): raise ValueError("`OnlineProbe` works beside `BYOLCallback`: add one")
         check_classes('OnlineProbe', train=self.dls.train)
-        model,vocab = online_model(self.model),list(getattr(self.dls, 'vocab', None) or [])
-        if isinstance(self.mask, str) and self.mask not in vocab:
-            raise ValueError(f"`mask` must be a class of the data, got {self.mask!r}")
-        self._ignore = vocab.index(self.mask) if isinstance(self.mask, str) else ifnone(self.mask, -100)
-        n_out = self.n_out or len(vocab) or getattr(self.dls, 'c', None)
-        if not n_out: raise ValueError("`OnlineProbe` needs to know how many classes there are: pass `n_out`")
-        if self.head is None: self._make(model.n_features, n_out)
-        self.head.to(self._counts.device)
-        for state in self.opt_probe.state.values(): # after a resume, too
-            state.update({k:v.to(self._counts.device) for k,v in state.items()})
-        self._checked = False
+        model,n_out = online_model(self.model),self.n_out or get_c(self.dls)
+        if not n_out: raise ValueError("`OnlineProbe` needs the number of classes: pass `n_out`")
+        by_name = isinstance(self.mask, str)
+        self._ignore = list(self.dls.vocab).index(self.mask) if by_name else ifnone(self.mask, -100)
+        self._make(model.n_features, n_out, model.mean.device)
         if self._hook: self._hook.remove()
         # what goes into the projector is the representation
         self._hook = model.projector.register_forward_pre_hook(self._keep)
-
     def _keep(self, module, args):
         if self.training: self._features.append(args[0].detach())
+    def after_fit(self):
+        super().after_fit()
+        if self._hook: self._hook.remove()
 
 # %% ../nbs/12_monitor.ipynb #bdbbac12
 @patch
-def _make(self:OnlineProbe, n_features, n_out):
-    with fixed_rng(self.seed):
-        self.head = nn.Sequential(nn.BatchNorm1d(n_features, affine=False), nn.Linear(n_features, n_out))
-    self.opt_probe = torch.optim.AdamW(self.head.parameters(), lr=self.lr, weight_decay=self.wd, fused=True)
-
-@patch
-def before_epoch(self:OnlineProbe):
+def _make(self:OnlineProbe, n_features, n_out, device):
+    head,opt = self.head,self.opt_probe
+    norm = nn.BatchNorm1d(n_features, affine=False)
+    with fixed_rng(self.seed): self.head = nn.Sequential(norm, nn.Linear(n_features, n_out)).to(device)
+    self.opt_probe = torch.optim.AdamW(self.head.parameters(), self.lr, weight_decay=self.wd, fused=True)
+    if head: self.head.load_state_dict(head)
+    if opt: self.opt_probe.load_state_dict(opt)
     # labels predicted correctly, known, and of no class: counted on the device, read once an epoch
-    self._counts = torch.zeros(3, dtype=torch.long, device=first(self.model.parameters()).device)
+    self._counts = torch.zeros(3, dtype=torch.long, device=device)
 
 @patch
 def before_batch(self:OnlineProbe):
-    self._features.clear()
-    self._y = None
-    if self.head is None or not len(self.yb): return # `summary` gives no labels
     y = torch.as_tensor(self.yb[0]).as_subclass(Tensor).long()
     is_class = (y>=0) & (y<self.head[1].out_features)
     self._counts[2] += (~is_class & (y!=self._ignore)).sum()
-    if not self._checked: self._accuracy()
-    self._y,self._x = torch.where(is_class, y, self._ignore),self.xb[0]
+    if not self.iter: self._accuracy() # names labels of no class before the first step
+    self._y = y.where(is_class, self._ignore)
+    self._features.clear()
 
 @patch
 def after_batch(self:OnlineProbe):
-    if self._y is None or self.training and not self._features: return # the model has not seen it
-    model,n = online_model(self.model),len(self._y)
+    if not self._features: return # the model has not seen the batch
     # the last two views are the online network's, and the first of them is view 1
-    if self.training: pred = self._fit_head(torch.cat(self._features)[-2*n:][:n].float(), self._y)
-    else:
-        dl = self.dl if hasattr(inner_dl(self.dl), 'after_batch') else self.dls.train
-        x = model.normalize(to_unit(self._x, find_normalize(dl)))
-        with eval_mode(model), eval_mode(self.head): pred = self.head(model.embed(x).float())
-    known = self._y!=self._ignore
-    self._counts[:2] += torch.stack([((pred.argmax(1)==self._y) & known).sum(), known.sum()])
+    self._fit_head(torch.cat(self._features)[-2*len(self._y):][:len(self._y)].float(), self._y)
 
 # %% ../nbs/12_monitor.ipynb #db254fb6
 @patch
 def _fit_head(self:OnlineProbe, feats, y):
-    "One step of the classifier; its predictions from before the step"
-    n = (y!=self._ignore).sum().float()
+    "One step of the classifier, which counts its predictions from before the step"
+    known = y!=self._ignore
+    n = known.sum().float()
     if num_distrib()>1: dist.all_reduce(n)
     self.head.train(len(y)>1) # batch norm needs two
     pred = self.head(feats)
@@ -240,11 +230,12 @@ def _fit_head(self:OnlineProbe, feats, y):
     if num_distrib()>1:
         for p in self.head.parameters(): dist.all_reduce(p.grad)
     self.opt_probe.step()
-    return pred.detach()
+    self._counts[:2] += torch.stack([((pred.argmax(1)==y) & known).sum(), known.sum()])
 
 @patch
 def _accuracy(self:OnlineProbe):
-    counts,self._checked = self._counts.clone(),True
+    "On the views of this epoch, each before its step"
+    counts = self._counts.clone()
     if num_distrib()>1: dist.all_reduce(counts)
     right,known,no_class = counts.tolist()
     n_out = self.head[1].out_features
@@ -252,39 +243,19 @@ def _accuracy(self:OnlineProbe):
     return right/known if known else math.nan
 
 @patch
+def _valid_accuracy(self:OnlineProbe):
+    dl = first(self.dls.loaders[1:2])
+    if dl is None or not dl_n(dl): return math.nan
+    feats,y = get_embeddings(self.learn, dl)
+    with eval_mode(self.head): pred = self.head(feats.to(self._counts.device)).argmax(1).cpu()
+    return (pred==y)[y!=self._ignore].float().mean().item()
+
+@patch
 def _look(self:OnlineProbe, epoch):
-    acc = self._accuracy()
-    self.rows.append(dict(epoch=epoch, train=acc, valid=math.nan, probe=acc))
-    self.before_epoch()
-
-@patch
-def after_validate(self:OnlineProbe):
-    acc = self._accuracy() if self._begun else math.nan # not in `validate`
-    if not math.isnan(acc): self.rows[-1].update(valid=acc, probe=acc)
-
-# %% ../nbs/12_monitor.ipynb #40e4513f
-@patch
-def after_fit(self:OnlineProbe):
-    self._hide()
-    if self._hook: self._hook.remove()
-    self._hook = self._x = self._y = None
-
-@patch
-def state_dict(self:OnlineProbe)->dict:
-    "What a checkpoint keeps: history, classifier and its optimiser"
-    head = {} if self.head is None else dict(head=self.head.state_dict(), opt=self.opt_probe.state_dict())
-    return {**Monitor.state_dict(self), **head}
-
-@patch
-def load_state_dict(self:OnlineProbe,
-    state:dict # from `state_dict`
-):
-    "Resume from a checkpoint"
-    Monitor.load_state_dict(self, state)
-    if 'head' not in state: return
-    self._make(*reversed(state['head']['1.weight'].shape))
-    self.head.load_state_dict(state['head'])
-    self.opt_probe.load_state_dict(state['opt'])
+    train,valid = self._accuracy(),_once(self._valid_accuracy)
+    probe = train if math.isnan(valid) else valid
+    self.rows.append(dict(epoch=epoch, train=train, valid=valid, probe=probe))
+    self._counts.zero_()
 
 # %% ../nbs/12_monitor.ipynb #ebddad98
 def feature_std(
@@ -303,14 +274,13 @@ def effective_rank(
     return torch.special.entr(spread/spread.sum()).sum().exp().item()
 
 # %% ../nbs/12_monitor.ipynb #65dd369a
-_least_images = 16 # fewer tell nothing
-
 class HealthMonitor(Monitor):
     "Measures whether the network still tells images apart, and says so when it does not"
-    columns,name,_kept = ('std','rank'),'health',('rows','found')
+    columns,name,_kept,_beside_byol = ('std','rank'),'health',dict(rows=[], found=[]),True
     # from the runs of `Healthy and collapsed`: projections are one point where they vary less than `std` and
     # predictions agree with targets better than `agreement`; no better than `idle`, nothing has been learned
     limits = dict(std=.3, agreement=.6, rank=2., idle=.1)
+    least_images = 16 # fewer tell nothing
     def __init__(self,
         n_items:int=512, # images to measure on, drawn once
         dl=None, # loader to draw them from; None: validation if it has that many images, else training
@@ -322,15 +292,11 @@ class HealthMonitor(Monitor):
         check_counts(n_items=n_items, every=every)
         super().__init__()
         store_attr('n_items,every,stop,seed')
-        self.sample,self.limits,self.found = dl,{**self.limits, **(limits or {})},[]
-
-    def _forget(self): self.rows,self.found = [],[]
+        self.sample,self.limits = dl,{**self.limits, **(limits or {})}
 
     def _start(self):
-        if not hasattr(self.learn, 'byol'): raise ValueError("`HealthMonitor` works beside `BYOLCallback`: add one")
-        dl = self.sample
-        if dl is None: dl = first(self.dls.loaders[1:2], lambda o: (dl_n(o) or 0)>=self.n_items) or self.dls.train
-        self._dl = _sample_dl(dl, self.n_items, self.seed)
+        large = first(self.dls.loaders[1:2], lambda o: (dl_n(o) or 0)>=self.n_items)
+        self._dl = _sample_dl(ifnone(self.sample, large or self.dls.train), self.n_items, self.seed)
         if not self.rows: self._look(self.epoch)
 
     @property
@@ -346,61 +312,56 @@ class HealthMonitor(Monitor):
 @patch
 def _measure(self:HealthMonitor):
     "What the network makes of the sample"
-    model,batches = online_model(self.model),[]
-    device,norm = first(model.parameters()).device,find_normalize(self._dl)
+    model,projections,agreement = online_model(self.model),[],[]
     with eval_mode(model), fixed_rng(self.seed), in_order(self._dl) as dl:
         for b in dl:
-            x = to_unit(b[0] if isinstance(b, (tuple,list)) else b, norm).to(device)
+            x = to_unit(b[0], find_normalize(dl)).to(model.mean.device)
             v1,v2 = (model.normalize(v) for v in make_views(self.learn.byol.views_for(x), x))
             z = model.project(v1)
-            agreement = F.cosine_similarity(model.predictor(z), model.targets(v2, v2)[:,0], dim=1)
-            batches.append((z.float(), agreement.float()))
-    z,agreement = (torch.cat(o)[:self.n_items].cpu() for o in zip(*batches))
-    return dict(std=feature_std(z), rank=effective_rank(z), agreement=agreement.mean().item(), images=len(z))
+            projections.append(z.float())
+            agreement.append(F.cosine_similarity(model.predictor(z), model.targets(v2, v2)[:,0]).float())
+    z,agreement = torch.cat(projections).cpu(),torch.cat(agreement).mean().item()
+    return dict(std=feature_std(z), rank=effective_rank(z), agreement=agreement, images=len(z))
 
 @patch
 def _look(self:HealthMonitor, epoch):
     loss = float(getattr(self.learn, 'smooth_loss', math.nan)) if self.rows else math.nan
-    # measured by the first process, sent to the others
-    row = dict(epoch=epoch, **gather_objects(None if rank_distrib() else self._measure())[0], loss=loss)
-    self.rows.append(row)
-    finding,advice = self._verdict(row)
+    self.rows.append(dict(epoch=epoch, **_once(self._measure), loss=loss))
+    finding,advice = self._verdict(self.rows[-1])
     if not epoch or finding in [None, *[o['finding'] for o in self.found]]: return
     self.found.append(dict(epoch=epoch, finding=finding, advice=advice))
     if not rank_distrib(): print(f'Epoch {epoch}: {advice}')
     if self.stop and finding=='collapsed': raise CancelFitException()
 
-# %% ../nbs/12_monitor.ipynb #7d2f0561
 @patch
 def _verdict(self:HealthMonitor, row):
     "What is wrong, or None, and a sentence for people"
-    if row['images']<_least_images: return None,None
     model,taus,limits = online_model(self.model),self.learn.byol.taus,self.limits
+    if row['images']<self.least_images: return None,None
     one_point = row['std']<limits['std'] and row['agreement']>limits['agreement']
     if one_point or row['rank']<limits['rank']:
-        how = f"to a point (standard deviation {row['std']:.2f})" if one_point else f"to rank {row['rank']:.1f}"
+        how = f"a point (standard deviation {row['std']:.2f})" if one_point else f"rank {row['rank']:.1f}"
         tips = ['a lower learning rate', 'a longer warm-up', 'stronger views']
         if model.momentum and taus and taus[-1]<.9: tips = ['a `tau` near 1, such as 0.99', *tips]
         if not list(model.predictor.parameters()): tips = ['a predictor', *tips]
-        return 'collapsed',(f"the projections have collapsed {how}: images are no longer told apart. "
+        return 'collapsed',(f"the projections have collapsed to {how}: images are no longer told apart. "
                             f"Start again with {', '.join(tips[:-1])} or {tips[-1]}.")
-    if row['agreement']<limits['idle'] and row['epoch']>=self.n_epoch/2:
-        return 'idle',(f"predictions do not match the targets (mean cosine {row['agreement']:.2f}): "
-                       "raise the learning rate, and check that the weights are not frozen.")
-    return None,None
+    if row['agreement']>=limits['idle'] or row['epoch']<self.n_epoch/2: return None,None
+    return 'idle',(f"predictions do not match the targets (mean cosine {row['agreement']:.2f}): "
+                   "raise the learning rate, and check that the weights are not frozen.")
 
 # %% ../nbs/12_monitor.ipynb #74954d6a
 @patch
 def report(self:HealthMonitor)->str: # for people
     "The state after the last look, in words"
     if not self.rows: return 'Not measured yet.'
-    row = self.rows[-1]
-    images = row.get('images', self.n_items)
-    most = min(online_model(self.model).projection_size, images-1)
+    row = {'images':self.n_items, **self.rows[-1]} # older checkpoints do not say how many
+    most = min(online_model(self.model).projection_size, row['images']-1)
     found = [f"Epoch {o['epoch']}: {o['advice']}" for o in self.found] or ['No sign of trouble.']
-    if images<_least_images: found = [f'Too few images for a verdict: {_least_images} are needed.']
+    if row['images']<self.least_images:
+        found = [f'Too few images for a verdict: {self.least_images} are needed.']
     return (f"After {row['epoch']} epochs: standard deviation {row['std']:.2f} (1 is evenly spread, 0 is collapsed), "
-            f"effective rank {row['rank']:.1f} of at most {most} on {images} images, "
+            f"effective rank {row['rank']:.1f} of at most {most} on {row['images']} images, "
             f"predictions agree with targets to {row['agreement']:.2f}. {' '.join(found)}")
 
 @patch
@@ -409,42 +370,38 @@ def plot(self:HealthMonitor,
 ): # the figure
     "What was measured, by epoch; what counts as collapsed is shaded"
     if not self.rows: raise ValueError("There is nothing to draw yet: train first")
-    fig,axs = plt.subplots(1, 3, figsize=figsize, layout='constrained')
-    for ax,col in zip(axs, ('std','rank','agreement')):
-        ax.plot(self.history.epoch, self.history[col], 'o-', ms=3)
-        ax.set(title=col, xlabel='epoch')
-        if col!='agreement': ax.axhspan(0, self.limits[col], color='C3', alpha=.15, lw=0)
-    return fig
+    columns = ['std','rank','agreement']
+    style = dict(style='o-', ms=3, legend=False, title=columns, figsize=figsize)
+    axs = self.history.plot('epoch', columns, subplots=True, layout=(1,3), **style).flat
+    for ax,col in zip(axs, columns[:2]): ax.axhspan(0, self.limits[col], color='C3', alpha=.15, lw=0)
+    return ax.figure
 
 # %% ../nbs/12_monitor.ipynb #c575c66b
-def _curves(learn):
-    "Panel, label, epochs and values of each curve"
-    rec,n = learn.recorder,len(learn.recorder.values)
-    start = learn.n_epoch-n if n else 0 # epochs before a resume are not in the recorder
-    def steps(values): return np.linspace(start, start+max(n, 1), len(values), endpoint=False)
-    yield 'loss','training, smoothed',steps(rec.losses),[float(o) for o in rec.losses]
-    if 'valid_loss' in rec.metric_names:
-        valid = [o[rec.metric_names.index('valid_loss')-1] for o in rec.values]
-        yield 'loss','validation',np.arange(start, start+n)+1,[math.nan if o is None else o for o in valid]
-    yield 'learning rate',None,steps(rec.lrs),rec.lrs
-    if hasattr(learn, 'byol'): yield 'tau',None,steps(learn.byol.taus),learn.byol.taus
-    shown = ('knn','accuracy','nearest neighbours'),('probe','accuracy','linear probe'),('health','std',None)
-    for name,panel,label in shown:
-        rows = getattr(learn, name).history if hasattr(learn, name) else ()
-        if len(rows): yield panel,label,rows.epoch,rows['std' if name=='health' else name]
-
 @patch
 def plot_curves(self:Learner,
     figsize:tuple=None # in inches; None: by the number of panels
 ): # the figure
     "Loss, learning rate, `tau` and what the monitors saw, over the epochs of the last `fit`"
-    if not getattr(self.recorder, 'losses', None): raise ValueError("There is nothing to draw yet: train first")
-    panels = groupby(_curves(self), 0)
-    figsize = figsize or (6, 1.35*len(panels)+.4)
-    fig,axs = plt.subplots(len(panels), 1, figsize=figsize, sharex=True, layout='constrained')
-    for ax,(panel,curves) in zip(axs, panels.items()):
-        for _,label,x,y in curves: ax.plot(x, y, label=label, marker='o' if len(x)<50 else None, ms=3)
+    rec,curves = self.recorder,{}
+    if not getattr(rec, 'losses', None): raise ValueError("There is nothing to draw: train first")
+    n = len(rec.values)
+    start = self.n_epoch-n if n else 0 # epochs before a resume are not in the recorder
+    def add(panel, y, x=None, label=None):
+        if x is None: x = np.linspace(start, start+max(n, 1), len(y), endpoint=False) # a value for each batch
+        curves.setdefault(panel, []).append((x, np.array([*y], float), label))
+    add('loss', rec.losses, label='training, smoothed')
+    if 'valid_loss' in rec.metric_names:
+        add('loss', [o[1] for o in rec.values], np.arange(start, start+n)+1, 'validation')
+    add('learning rate', rec.lrs)
+    if hasattr(self, 'byol'): add('tau', self.byol.taus)
+    for name,label in dict(knn='nearest neighbours', probe='linear probe', health=None).items():
+        rows = getattr(self, name).history if hasattr(self, name) else ()
+        if len(rows): add('accuracy' if label else 'std', rows[name if label else 'std'], rows.epoch, label)
+    figsize = figsize or (6, 1.35*len(curves)+.4)
+    fig,axs = plt.subplots(len(curves), 1, figsize=figsize, sharex=True, layout='constrained')
+    for ax,(panel,lines) in zip(axs, curves.items()):
+        for x,y,label in lines: ax.plot(x, y, label=label, marker='o' if len(x)<50 else None, ms=3)
         ax.set_ylabel(panel, fontsize=9)
-        if curves[0][1]: ax.legend(fontsize=7)
+        if label: ax.legend(fontsize=7)
     ax.set_xlabel('epoch')
     return fig

@@ -24,11 +24,11 @@ from .data import *
 
 # %% ../nbs/10_transfer.ipynb #6ff5e152
 _format = 1 # of the file's metadata
-_meta_keys = 'format','fastbyol','kind','arch','n_in','small_stem','layer','probe_size','kwargs','mean','std'
+_spec_keys = 'n_in','small_stem','layer','probe_size' # of the metadata, in the order of `BodySpec`
 _callable_from = ('torchvision.','fastai.') # packages whose functions a file may name
 
 class BodyMeta(dict):
-    "What a body file says of its body, by the names of `save_body`; `.spec` is the `BodySpec` that builds it"
+    "What a body file says of its body; `.spec` is the `BodySpec` that builds it"
     spec:BodySpec = None
 
 def _arch_meta(arch):
@@ -40,11 +40,11 @@ def _meta_arch(meta):
     "The architecture that `meta` names, or None where only the user can build it"
     module,_,name = meta['arch'].partition(':')
     if meta['kind']=='timm': return meta['arch']
-    if meta['kind']=='callable':
-        return getattr(importlib.import_module(module), name, None) if module.startswith(_callable_from) else None
-    # only a module class that is imported already: a file may not make us import or call anything else
-    o = getattr(sys.modules.get(module), name, None)
-    try: return o() if isinstance(o, type) and issubclass(o, nn.Module) else None
+    # a file may not make us import or call anything else
+    if meta['kind']=='callable' and module.startswith(_callable_from): importlib.import_module(module)
+    found = getattr(sys.modules.get(module), name, None)
+    if meta['kind']=='callable': return found if module.startswith(_callable_from) else None
+    try: return found() if isinstance(found, type) and issubclass(found, nn.Module) else None
     except TypeError: return None # it takes arguments, which are not in the file
 
 def _digest(text, sd):
@@ -61,7 +61,7 @@ def _byol(source):
     m = source.model if isinstance(source, Learner) else source
     if isinstance(m, nn.Module): m = online_model(m)
     if isinstance(m, BYOL): return m
-    raise TypeError(f"The source must be a `Learner` with a `BYOL`, a `BYOL` or a body file, got {type(m).__name__}")
+    raise TypeError(f"Pass a `Learner` with a `BYOL`, or a body file, got {type(m).__name__}")
 
 def _body_path(file):
     "`file`, whose ending may have been left out"
@@ -71,9 +71,9 @@ def _body_path(file):
 def save_body(
     source, # `Learner` that trained a `BYOL`, a `BYOL`, or an `Encoder`
     file:str|Path, # file to write; `.safetensors` is appended where missing
-    dtype:torch.dtype=None, # of weights in the file, such as `torch.float16`; statistics and other vectors keep theirs
+    dtype:torch.dtype=None, # of weights in the file, such as `torch.float16`; vectors keep theirs
     for_timm:bool=False, # by timm's names, for `timm.create_model(name, checkpoint_path=file)`?
-    best:bool=False, # of a `Learner`: the best body that its `KNNCallback` has seen, instead of the last?
+    best:bool=False, # of a `Learner`: the best body that its `KNNCallback` has seen?
     **info # anything more to note in the file, such as `epochs=100`: numbers, strings, lists
 )->Path: # the file
     "Write the online body, with what rebuilds it, to a safetensors file"
@@ -81,34 +81,34 @@ def save_body(
     m,file = source if isinstance(source, Encoder) else _byol(source),_body_path(file)
     spec = m.spec
     if for_timm and (spec.small_stem or not isinstance(spec.arch, str)):
-        raise ValueError(f"timm cannot build {spec.name}, or not with `small_stem`: leave `for_timm` out")
-    meta = dict(format=_format, fastbyol=fastbyol.__version__, **_arch_meta(spec.arch), n_in=spec.n_in,
-        small_stem=spec.small_stem, layer=spec.layer, probe_size=spec.size, kwargs=spec.kwargs, view_size=m.view_size,
-        n_features=m.n_features, mean=m.stats[0], std=m.stats[1], for_timm=for_timm, info=info, checksum='sha256')
-    text = json.dumps(meta)
+        raise ValueError(f"timm cannot build {spec.name} in this way: leave `for_timm` out")
+    meta = dict(format=_format, fastbyol=fastbyol.__version__, **_arch_meta(spec.arch), kwargs=spec.kwargs, info=info)
+    meta.update(zip(_spec_keys, (spec.n_in,spec.small_stem,spec.layer,spec.size)))
+    meta.update(mean=m.stats[0], std=m.stats[1], view_size=m.view_size, n_features=m.n_features)
+    text = json.dumps({**meta, 'for_timm':for_timm, 'checksum':'sha256'})
     sd = (to_timm(m, num_classes=None) if for_timm else m.body).state_dict()
     sd = {k:v.detach().cpu().contiguous().clone() for k,v in sd.items()}
-    if dtype is not None: sd = {k:v.to(dtype) if v.is_floating_point() and v.ndim>1 else v for k,v in sd.items()}
+    if dtype: sd = {k:v.to(dtype) if v.is_floating_point() and v.ndim>1 else v for k,v in sd.items()}
     if rank_distrib(): return file # of several processes the first one writes
     file.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(file) as tmp: save_file(sd, tmp, metadata=dict(fastbyol=text, sha256=_digest(text, sd)))
+    notes = dict(fastbyol=text, sha256=_digest(text, sd))
+    with whole_file(file) as tmp: save_file(sd, tmp, metadata=notes)
     return file
 
 # %% ../nbs/10_transfer.ipynb #03337fe4
 def _read_body(file):
     "What a body file says of its body, and the weights"
     try:
-        with safe_open(file, 'pt') as f: notes,sd = f.metadata() or {},{k:f.get_tensor(k) for k in f.keys()}
-    except Exception as e: raise ValueError(f"{file} is not a readable safetensors file: it may be cut short") from e
-    text,sha,foreign = notes.get('fastbyol'),notes.get('sha256'),f"{file} is not a file of `save_body`"
-    try: meta = BodyMeta(json.loads(text))
-    except (ValueError,TypeError) as e: raise ValueError(foreign) from e
+        with safe_open(file, 'pt') as f: notes,sd = f.metadata(),{k:f.get_tensor(k) for k in f.keys()}
+    except Exception as e: raise ValueError(f"{file} is not a readable body file: it may be cut short") from e
+    try:
+        meta = BodyMeta(json.loads(notes['fastbyol']))
+        known = [meta[k] for k in ('format','fastbyol','kind','arch','kwargs','mean','std',*_spec_keys)]
+    except (ValueError,TypeError,KeyError) as e: raise ValueError(f"{file} is not a file of `save_body`") from e
     # the first files had no checksum
-    if (sha is not None or 'checksum' in meta) and sha!=_digest(text, sd):
-        raise ValueError(f"{file} is damaged: its checksum does not match")
-    missing = first(k for k in _meta_keys if k not in meta)
-    if missing: raise ValueError(f"{foreign}: its metadata lacks {missing}")
-    if meta['format']>_format: raise ValueError(f"{file} is of fastbyol {meta['fastbyol']}: update fastbyol to read it")
+    if ('sha256' in notes or 'checksum' in meta) and notes.get('sha256')!=_digest(notes['fastbyol'], sd):
+        raise ValueError(f"{file} is damaged: its checksum is wrong")
+    if known[0]>_format: raise ValueError(f"{file} is of fastbyol {known[1]}: update fastbyol")
     return meta,sd
 
 def load_body(
@@ -117,24 +117,25 @@ def load_body(
 )->tuple: # (body, meta): body in evaluation mode on the CPU; meta is a dict, `meta.spec` the `BodySpec`
     "Rebuild a body from its file"
     file = Path(file) if Path(file).exists() else _body_path(file)
-    if not file.exists(): raise FileNotFoundError(f"There is no body file {file}: write one with `save_body`")
+    if not file.exists(): raise FileNotFoundError(f"No body file {file}: write one with `save_body`")
     meta,sd = _read_body(file)
     net = _meta_arch(meta) if arch is None else deepcopy(arch)
-    name = meta['arch'].rpartition(':')[2]
-    own = ValueError(f"{file} holds your own {name}: pass the built network, `load_body(file, arch=net)`")
-    if net is None: raise own
     try:
-        meta.spec = BodySpec(net, *(meta[k] for k in ('n_in','small_stem','layer','probe_size')), **meta['kwargs'])
+        if net is None: raise ValueError('only its name is known')
+        meta.spec = BodySpec(net, *(meta[k] for k in _spec_keys), **meta['kwargs'])
         body = meta.spec.build()
         if meta.get('for_timm'): # without the classifier
-            heads = tuple(f'{o}.' for o in L(body.model.pretrained_cfg.get('classifier')))
-            sd = {f'model.{k}':v for k,v in sd.items() if not k.startswith(heads)}
+            sd = {f'model.{k}':v for k,v in sd.items() if not k.startswith(_classifiers(body.model))}
         load_strict(body, sd, str(file))
     except ValueError as e:
-        if meta['kind']=='module' and arch is None: raise own from e
-        raise
+        if meta['kind']=='timm' or arch is not None: raise
+        raise ValueError(f"{file} holds your own network: use `load_body(file, arch=net)`") from e
     meta.spec.stats = tuple(meta['mean']),tuple(meta['std'])
     return body.eval(),meta
+
+def _classifiers(net):
+    "What names of weights of a timm model's classifier begin with"
+    return tuple(f'{o}.' for o in L(net.pretrained_cfg.get('classifier')))
 
 # %% ../nbs/10_transfer.ipynb #fbf3c2ae
 def _published(spec):
@@ -147,7 +148,7 @@ def _published(spec):
     return Encoder(body.eval(), spec, view_size=spec.side if cfg.get('fixed_input_size') else view_size)
 
 def as_encoder(
-    source, # `Learner` with a `BYOL`, `BYOL`, body file, what `load_body` returned, `Encoder`, or timm name
+    source, # `Learner`, `BYOL`, body file, what `load_body` returned, `Encoder`, or timm name
     target:bool=False, # the target's body? Only a `BYOL` has one
     n_in:int=3, # for a timm name: channels of the images
     **kwargs # for a timm name: further arguments of `timm.create_model`, such as `img_size`
@@ -159,12 +160,13 @@ def as_encoder(
         except ValueError: load_body(source) # says that there is no such file
         return _published(spec)
     if isinstance(source, (str,Path)): source = load_body(source)
-    if isinstance(source, tuple): return Encoder(source[0], source[1].spec, view_size=source[1].get('view_size'))
+    if isinstance(source, tuple):
+        body,meta = source
+        return Encoder(body, meta.spec, view_size=meta.get('view_size'))
     if isinstance(source, Encoder) and not isinstance(source, BYOL): return source
     m = _byol(source)
     return Encoder(m.target['body'] if target and m.momentum else m.body, m.spec, m.stats, m.view_size)
 
-# %% ../nbs/10_transfer.ipynb #a8f7978f
 def random_encoder(
     source # anything that `as_encoder` takes
 )->Encoder: # with the statistics of `source`
@@ -174,49 +176,48 @@ def random_encoder(
     body = reset_weights(deepcopy(enc.body)) if isinstance(spec.arch, nn.Module) else spec.build()
     return Encoder(body, spec, enc.stats, enc.view_size)
 
+# %% ../nbs/10_transfer.ipynb #a8f7978f
 def published_encoder(
     source # anything that `as_encoder` takes
 )->Encoder: # in evaluation mode, with the statistics that go with the weights
     "The same architecture with its published weights, which are downloaded at first use"
     spec = copy(as_encoder(source).spec)
-    if isinstance(spec.arch, nn.Module): raise ValueError(f"{spec.name} is a network of your own: none are published")
+    if isinstance(spec.arch, nn.Module): raise ValueError(f"{spec.name} is your own: none are published")
     return _published(spec)
 
-# %% ../nbs/10_transfer.ipynb #b25c9a7c
 @contextmanager
 def _as_arch(body, spec):
     "An `arch` for fastai that gives a copy of `body`, whole"
     def arch(pretrained=False): return deepcopy(body).cpu() # where fastai makes what goes behind it
     arch.__name__ = spec.name
-    model_meta[arch] = dict(cut=noop, split=default_split) # `vision_learner` takes its `cut` from here only
+    model_meta[arch] = dict(cut=noop, split=default_split) # fastai takes `cut` from here only
     try: yield arch
     finally: del model_meta[arch]
 
+# %% ../nbs/10_transfer.ipynb #b25c9a7c
 def check_images(
     dls:DataLoaders, # labelled images
     enc:Encoder, # the body that they are for
 ):
     "Raise a `ValueError` unless the body takes the images of `dls`"
-    x,n_in = first_image(dls),enc.spec.n_in
-    if x.shape[1]!=n_in:
-        raise ValueError(f"The body was pretrained on images of {n_in} channels, the data has {x.shape[1]}: "
-                         f"open them with {n_in}, or pretrain with `n_in={x.shape[1]}`")
-    if x.shape[-1]==x.shape[-2]: enc.spec.check_size(enc.body, x.shape[-1])
+    _,n,height,width = first_image(dls).shape
+    if n!=enc.spec.n_in:
+        raise ValueError(f"Pretrained on images of {enc.spec.n_in} channels, the data has {n}: open them alike, "
+                         f"or pretrain with `n_in={n}`")
+    if height==width: enc.spec.check_size(enc.body, width)
 
-def _add_stats(dls, stats):
-    "Normalise the data with the body's statistics, as `vision_learner` does for weights that it loads itself"
-    norm = find_normalize(dls)
-    if norm is None:
-        dls.add_tfms([Normalize.from_stats(*stats, cuda=False)], 'after_batch')
-        for dl in dls.loaders: dl.to(dl.device) # the statistics, to where the batches are
-    elif norm.mean is not None and not np.allclose(normalize_stats(norm), stats, atol=1e-3):
-        warnings.warn(f"The data is normalised with {normalize_stats(norm)}, the body was pretrained with {stats}: "
-                      "leave `Normalize` out of the data")
-
-def _hand_over(learn, enc, body):
+def _hand_over(learn, enc, body, normalize):
     "Give `learn` the pretrained weights, and what fastai does for weights that it loads itself"
+    dls,norm = learn.dls,find_normalize(learn.dls)
+    if normalize and norm is None:
+        dls.add_tfms([Normalize.from_stats(*enc.stats, cuda=False)], 'after_batch')
+        for dl in dls.loaders: dl.to(dl.device) # the statistics, to where the batches are
+    elif normalize and norm.mean is not None:
+        stats = normalize_stats(norm)
+        if not np.allclose(stats, enc.stats, atol=1e-3): warnings.warn(
+            f"Data normalised with {stats}, body pretrained with {enc.stats}: leave `Normalize` out of the data")
     load_strict(learn.model[0], body.state_dict())
-    learn.model.to(getattr(learn.dls, 'device', default_device()))
+    learn.model.to(getattr(dls, 'device', default_device()))
     learn.arch,learn.pretrained = enc.spec.arch,True # for loggers
     learn.freeze()
     return learn
@@ -227,18 +228,19 @@ _head_args = L('concat_pool','lin_ftrs','ps','first_bn','bn_final','lin_first','
 @delegates(vision_learner, but='dls,arch,pretrained,weights,cut,custom_head,n_in')
 def byol_vision_learner(
     dls:DataLoaders, # labelled images
-    source, # anything that `as_encoder` takes: a `Learner` that trained a `BYOL`, a body file, a timm name
+    source, # anything that `as_encoder` takes: a `Learner` with a `BYOL`, a body file, a timm name
     custom_head:nn.Module=None, # your own head, as in `vision_learner`; None: fastai's
     normalize:bool=True, # normalise the data with the body's statistics?
     n_out:int=None, # outputs; None: as the data says
     **kwargs
 )->Learner: # frozen, normalised with the body's statistics: call `fine_tune`
     "fastai's `vision_learner` with a pretrained body in it, ready for `fine_tune`"
-    enc = as_encoder(source)
-    spec,n_out = enc.spec,n_out or get_c(dls)
+    enc,n_out = as_encoder(source),n_out or get_c(dls)
+    spec = enc.spec
     check_images(dls, enc)
-    if not n_out: raise ValueError("The data does not say how many classes there are: pass `n_out`, or set `dls.c`")
-    own = isinstance(spec.arch, nn.Module) or spec.nhwc or spec.fmt=='tokens' # what `vision_learner` cannot build
+    if not n_out: raise ValueError("How many classes are there? Pass `n_out`")
+    # what `vision_learner` cannot build
+    own = isinstance(spec.arch, nn.Module) or spec.nhwc or spec.fmt=='tokens'
     if own and custom_head is None:
         head_args = {k:kwargs[k] for k in _head_args if k in kwargs}
         head = create_head(spec.n_features, n_out, pool=spec.fmt=='map', **head_args)
@@ -251,8 +253,7 @@ def byol_vision_learner(
     else:
         learn = vision_learner(dls, spec.arch, n_in=spec.n_in, **spec.kwargs, **kwargs)
         if spec.small_stem: small_stem_(learn.model[0])
-    if normalize: _add_stats(dls, enc.stats)
-    return _hand_over(learn, enc, enc.body)
+    return _hand_over(learn, enc, enc.body, normalize)
 
 @patch
 @delegates(byol_vision_learner, but='dls,source')
@@ -262,10 +263,10 @@ def to_vision_learner(self:Learner, dls:DataLoaders, **kwargs)->Learner:
 
 # %% ../nbs/10_transfer.ipynb #fa2706c3
 def _as_sequential(body, n_in, size):
-    "The layers of `body` in a row, up to the last that gives a feature map; they give what they give inside `body`"
-    net = body.module if isinstance(body, LayerBody) else body.model if isinstance(body, TimmBody) else body
+    "The layers of `body` in a row, up to the last that gives a map, as long as they work as inside `body`"
+    net = body.model if isinstance(body, TimmBody) else getattr(body, 'module', body)
     layers = []
-    for o in net.children(): layers += list(o.children()) if isinstance(o, nn.Sequential) and len(o)>1 else [o]
+    for o in net.children(): layers += o.children() if isinstance(o, nn.Sequential) and len(o)>1 else [o]
     n,y = 0,torch.rand(2,n_in,size,size).to(next(body.parameters()))
     with eval_mode(body), layer_outputs(layers) as outputs: body(y)
     with eval_mode(net):
@@ -275,14 +276,14 @@ def _as_sequential(body, n_in, size):
             want = outputs.get(layer)
             if want is None or y.shape!=want.shape or not torch.allclose(y, want, atol=1e-4): break
             if y.ndim==4 and y.shape[-1]>1: n = i
-    if n<2: raise TypeError(f"Layers of {type(net).__name__} do not run one after the other: use one like `resnet18`")
+    if n<2: raise TypeError(f"{type(net).__name__}'s layers do not run one after the other: use a `resnet18`")
     return nn.Sequential(*layers[:n])
 
 # %% ../nbs/10_transfer.ipynb #14c8c99f
 @delegates(unet_learner, but='dls,arch,pretrained,weights,cut,config,n_in')
 def byol_unet_learner(
     dls:DataLoaders, # images with masks
-    source, # anything that `as_encoder` takes: a `Learner` that trained a `BYOL`, a body file, a timm name
+    source, # anything that `as_encoder` takes: a `Learner` with a `BYOL`, a body file, a timm name
     normalize:bool=True, # normalise the data with the body's statistics?
     **kwargs
 )->Learner: # frozen, normalised with the body's statistics: call `fine_tune`
@@ -293,11 +294,11 @@ def byol_unet_learner(
     kwargs = dict(pretrained=False, normalize=False, **kwargs)
     # a U-Net is built from the sizes of feature maps, which a small stem changes
     if isinstance(spec.arch, (str,nn.Module)) or spec.small_stem:
-        if not isinstance(body, nn.Sequential) or spec.fmt!='map': body = _as_sequential(body, spec.n_in, spec.side)
+        in_a_row = isinstance(body, nn.Sequential) and spec.fmt=='map'
+        if not in_a_row: body = _as_sequential(body, spec.n_in, spec.side)
         with _as_arch(body, spec) as arch: learn = unet_learner(dls, arch, **kwargs)
     else: learn = unet_learner(dls, spec.arch, n_in=spec.n_in, **kwargs)
-    if normalize: _add_stats(dls, enc.stats)
-    return _hand_over(learn, enc, body)
+    return _hand_over(learn, enc, body, normalize)
 
 @patch
 @delegates(byol_unet_learner, but='dls,source')
@@ -319,18 +320,18 @@ def timm_representation(
 
 def to_timm(
     source, # anything that `as_encoder` takes: a `Learner` that trained a `BYOL`, a body file
-    num_classes:int=0, # outputs of a new classifier; 0: no classifier; None: as many as timm's weights have
+    num_classes:int=0, # outputs of a new classifier; 0: no classifier; None: timm's number of them
 )->nn.Module: # a timm model; its `pretrained_cfg` has the statistics of pretraining
     "A timm model with the pretrained weights in it, where the architecture is a timm name"
     enc = as_encoder(source)
     spec = enc.spec
-    if not isinstance(spec.arch, str): raise TypeError(f"timm cannot build {spec.name}: `to_timm` is for timm names")
+    if not isinstance(spec.arch, str): raise TypeError(f"`to_timm` is for timm names, got {spec.name}")
     m = timm.create_model(spec.arch, num_classes=num_classes, in_chans=spec.n_in, **spec.kwargs)
     if spec.small_stem: small_stem_(m)
-    sd,heads = enc.body.model.state_dict(),tuple(f'{o}.' for o in L(m.pretrained_cfg.get('classifier')))
-    classifier = {k:v for k,v in m.state_dict().items() if k not in sd and k.startswith(heads)}
-    load_strict(m, {**sd, **classifier})
-    m.pretrained_cfg = {**m.pretrained_cfg, 'mean':enc.stats[0], 'std':enc.stats[1], 'num_classes':m.num_classes}
+    classifier = {k:v for k,v in m.state_dict().items() if k.startswith(_classifiers(m))}
+    load_strict(m, {**classifier, **enc.body.model.state_dict()})
+    stats = dict(mean=enc.stats[0], std=enc.stats[1], num_classes=m.num_classes)
+    m.pretrained_cfg = {**m.pretrained_cfg, **stats}
     if num_classes==0 and (rep := timm_representation(m, spec))!='net(x)':
-        warnings.warn(f"timm's {spec.name} ends in layers that were not trained: for the representation use `{rep}`")
+        warnings.warn(f"timm's {spec.name} ends in layers that were not trained: use `{rep}`")
     return m

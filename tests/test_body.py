@@ -208,7 +208,7 @@ def branches(pretrained=False):
 
 @pytest.mark.parametrize('make,exc,msg', [
     (lambda: BodySpec('resnet_18'), ValueError, 'nearest are .*resnet18'),
-    (lambda: BodySpec(3), TypeError, 'timm name'),
+    (lambda: BodySpec(3).build(), ValueError, 'timm name'),
     (lambda: BodySpec(resnet18, n_in=0), ValueError, 'n_in'),
     (lambda: BodySpec(resnet18, layer=2), TypeError, 'nn.Module'),
     (lambda: BodySpec(resnet18, img_size=64), TypeError, 'img_size'),
@@ -217,11 +217,17 @@ def branches(pretrained=False):
     (lambda: BodySpec(conv_body(), layer=9).build(), ValueError, 'no layer 9'),
     (lambda: BodySpec(conv_body(), pretrained=True), TypeError, 'pretrained'),
     (lambda: BodySpec(conv_body()).build(pretrained=True), ValueError, 'load the weights'),
-    (lambda: BodySpec(conv_body(1)).build(), ValueError, 'takes images of 1 channels, not of 3: .*`n_in=1`'),
+    (lambda: BodySpec(conv_body(1)).build(), ValueError, 'Could not run .* on 3 channels: .*`n_in=`'),
     (lambda: BodySpec('test_vit', small_stem=True).build(), ValueError, 'small_stem'),
     (lambda: BodySpec(lambda: 3).build(), ValueError, 'layer='),
-    (lambda: BodySpec(torchvision.models.shufflenet_v2_x0_5).build(), ValueError, 'would keep 648 of .*layer='),
+    (lambda: BodySpec(torchvision.models.shufflenet_v2_x0_5).build(), ValueError, 'shufflenet.*layer='),
     (lambda: BodySpec(branches).build(), ValueError, 'Could not run branches on 3 channels: .*layer='),
 ])
 def test_wrong_bodies_are_named_with_a_remedy(make, exc, msg):
     with pytest.raises(exc, match=msg): make()
+
+def test_what_torch_and_fastai_found_is_the_cause():
+    with pytest.raises(ValueError) as e: BodySpec(conv_body(1)).build()
+    assert 'to have 1 channels, but got 3' in str(e.value.__cause__)
+    with pytest.raises(ValueError) as e: BodySpec(torchvision.models.shufflenet_v2_x0_5).build()
+    assert 'would keep 648 of' in str(e.value.__cause__)

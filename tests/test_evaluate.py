@@ -2,7 +2,6 @@
 from conftest import *
 from fastbyol.core import eval_mode
 from fastbyol.transfer import Encoder
-import subprocess
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -15,10 +14,6 @@ def dl_of(x, y=None, norm=None, **kw):
     return TfmdDL(items, **{**dict(bs=8, num_workers=0, after_batch=norm, device=cpu), **kw})
 
 def pil(x): return PILImage.create((x.permute(1,2,0)*255).byte().numpy().copy())
-def write_images(path, x):
-    path.mkdir(exist_ok=True)
-    for i,o in enumerate(x): pil(o).save(path/f'{i}.png')
-    return path
 
 @pytest.fixture
 def model(): return small_byol(stats=stats)
@@ -85,6 +80,16 @@ def test_embeddings_of_some_of_the_items(model):
     picked = dl_of(x, list(range(29)), n=3, get_idxs=lambda: [7,2,5])
     assert get_embeddings(model, picked)[1].tolist()==[7,2,5] and list(picked.get_idxs())==[7,2,5]
 
+@pytest.mark.cuda
+def test_a_learner_in_bfloat16_embeds_in_it_on_a_gpu(model):
+    dls,seen = image_dls(noise(32)),[]
+    for dl in dls.loaders: dl.device = torch.device('cuda')
+    learn = byol_learn(dls, model)
+    learn.set_precision('bf16')
+    learn.model.body[0].register_forward_hook(lambda m,x,y: seen.append((y.dtype,len(y))))
+    feats,_ = get_embeddings(learn, dls.train)
+    assert seen==[(torch.bfloat16,24)] and feats.dtype==torch.float32 and feats.device.type=='cpu'
+
 def test_the_loader_inside_a_distributed_one_is_embedded(model):
     from fastai.distributed import DistributedDL
     x = noise(29); norm = [Normalize.from_stats(*stats, cuda=False)]
@@ -99,60 +104,6 @@ def test_the_loader_inside_a_distributed_one_is_embedded(model):
     (lambda m: knn_accuracy(m, dl_of(noise(4),[0]*4), dl_of(noise(4))), ValueError, '`test_dl` has none')])
 def test_mistakes_are_named(model, f, exc, msg):
     with pytest.raises(exc, match=msg): f(model)
-
-# --- several processes
-
-def loaders(path):
-    "Loaders of every kind and of awkward sizes, by name"
-    from fastai.distributed import DistributedDL
-    x = noise(29); y = [i*3 for i in range(29)]; plain = dl_of(x, y, shuffle=True, drop_last=True)
-    def files(in_memory):
-        return unlabelled_dls(path, 16, bs=4, valid_pct=0, in_memory=in_memory, num_workers=0, device=cpu).train
-    return dict(fastai=plain, wrapped=DistributedDL(plain), one=dl_of(x[:1], y[:1]), part=dl_of(x, y, n=7),
-                unlabelled=dl_of(x), torch=TorchDL(OddOnes(x), 8, shuffle=True), memory=files(True), files=files(False))
-
-script = '''
-import sys, warnings; warnings.simplefilter('ignore'); sys.path.insert(0, sys.argv[1])
-from test_evaluate import *
-import torch.distributed as dist
-torch.set_num_threads(1); default_device(use=False); dist.init_process_group('gloo'); rank = dist.get_rank()
-set_seed(0); model = small_byol(); path = Path(sys.argv[2]); seen = []
-_ = model.body.register_forward_hook(lambda m,i,o: seen.append(len(o)))
-res,n_seen = {},{}
-set_seed(rank)
-for nm,dl in loaders(path/'im').items():
-    seen.clear(); state = torch.get_rng_state(); res[nm] = get_embeddings(model, dl, sharded=True); n_seen[nm] = sum(seen)
-    assert torch.equal(state, torch.get_rng_state()), nm
-seen.clear(); everything = get_embeddings(model, dl_of(noise(29))); assert sum(seen)==29 # not asked to share
-x,y = noise(40),[i%3 for i in range(40)]
-acc = knn_accuracy(model, dl_of(x[:30], y[:30]), dl_of(x[30:], y[30:]), k=5, sharded=True)
-class Bad(OddOnes):
-    def __getitem__(self, i):
-        if i==28: raise OSError('disk on fire')
-        return self.x[i],i
-try: get_embeddings(model, TorchDL(Bad(noise(29)), 8), sharded=True); msg = ''
-except (OSError,RuntimeError) as e: msg = f'{type(e).__name__}: {e}'
-torch.save(dict(res=res, n_seen=n_seen, acc=acc, msg=msg), path/f'{rank}.pth')
-dist.barrier(); dist.destroy_process_group() # else a thread of gloo's may abort the process as it ends
-'''
-
-@pytest.mark.slow
-def test_processes_share_the_images_and_each_gets_all_features_in_order(model, tmp_path):
-    images = write_images(tmp_path/'im', noise(9,20)); (tmp_path/'s.py').write_text(script)
-    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
-           tmp_path/'s.py', Path(__file__).parent, tmp_path]
-    res = subprocess.run(cmd, capture_output=True, text=True, timeout=300); assert res.returncode==0, res.stderr[-3000:]
-    ranks = [torch.load(tmp_path/f'{r}.pth') for r in range(2)]
-    set_seed(0); model = small_byol(); x,y = noise(40),[i%3 for i in range(40)]
-    for nm,dl in loaders(images).items():
-        f,labels = get_embeddings(model, dl.dl if nm=='wrapped' else dl)
-        for feats,got in (r['res'][nm] for r in ranks):
-            close(feats, f, msg=lambda m: f'{nm}: {m}'); assert (labels is got is None) or torch.equal(got, labels)
-        shares = [r['n_seen'][nm] for r in ranks]; assert sum(shares)==len(f) and max(shares)-min(shares)<=1, nm
-    want = knn_accuracy(model, dl_of(x[:30], y[:30]), dl_of(x[30:], y[30:]), k=5); assert [r['acc'] for r in ranks]==[want]*2
-    # one process fails in its share: the other does not wait for it for ever
-    first_,second = (r['msg'] for r in ranks)
-    assert first_.startswith('RuntimeError: Process 1') and second.startswith('OSError') and 'disk on fire' in first_
 
 # --- nearest neighbours
 
@@ -178,15 +129,6 @@ def test_accuracy_of_a_body_is_that_of_scikit_learn(model):
     acc = knn_accuracy(model, dl_of(x[:300], y[:300], shuffle=True), dl_of(x[300:], y[300:]))
     assert acc==pytest.approx(want, abs=1e-6) and want>.15
 
-@pytest.mark.parametrize('block,k', [(1,3), (64,20), (64,300), (299,20), (5000,300)])
-def test_the_nearest_are_found_block_by_block(block, k):
-    from fastbyol.evaluate import _nearest
-    bank,q = torch.randn(300,16)*torch.rand(300,1)*9,F.normalize(torch.randn(80,16))
-    want = (q.double() @ F.normalize(bank.double()).T).topk(k)
-    sims,rows = _nearest(q, bank, k, block); order = sims.argsort(1, descending=True)
-    assert torch.equal(rows.gather(1, order), want.indices)
-    torch.testing.assert_close(sims.gather(1, order).double(), want.values, rtol=1e-5, atol=1e-6)
-
 def test_features_of_half_precision_and_of_whole_numbers():
     bank,q,y = torch.randn(300,16),torch.randn(80,16),torch.randint(0,7,(300,))
     assert torch.equal(knn_predict(bank.half(), y, q.half()), sk(bank.half().float(), y, q.half().float(), 20))
@@ -205,23 +147,11 @@ def test_labels_may_be_any_integers_and_the_bank_smaller_than_k():
     bank = torch.randn(5,8); y = torch.tensor([-7,100,3,100,3])
     assert torch.equal(knn_predict(bank, y, bank, k=50, temperature=1e-3), y)
 
-memory_script = '''
-import re, sys, torch; from pathlib import Path; from fastbyol.evaluate import knn_predict
-torch.set_num_threads(1)
-def status(key): return int(re.search(rf'{key}:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])/1024
-def rise(f): start = status('VmRSS'); f(); return status('VmHWM')-start
-g = lambda *s: torch.randn(*s)
-bank,q,y = g(60_000,512),g(40,512),torch.randint(0,10,(60_000,)) # the bank: 117 MiB
-print(rise(lambda: knn_predict(bank, y, q)), rise(lambda: knn_predict(q, y[:40], bank)), end=' ')
-part,q = bank[:20_000,:32].contiguous(),g(4000,32) # all similarities together: 305 MiB
-print(rise(lambda: knn_predict(part, y[:20_000], q)), rise(lambda: (q@part.T).topk(20)))
-'''
-
-@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='needs /proc')
-def test_memory_is_bounded_by_a_chunk_and_neither_bank_nor_queries_are_copied(tmp_path):
-    (tmp_path/'s.py').write_text(memory_script) # a process of its own: the largest size ever is what the system remembers
-    res = subprocess.run([sys.executable, tmp_path/'s.py'], capture_output=True, text=True); assert res.returncode==0, res.stderr[-2000:]
-    few,many,chunks,plain = map(float, res.stdout.split()); assert max(few,many,chunks)<110 and plain>250, res.stdout
+def test_memory_is_bounded_by_a_chunk_and_neither_bank_nor_queries_are_copied():
+    bank,q,y = torch.randn(60_000,256),torch.randn(40,256),torch.randint(0,10,(60_000,)) # the bank: 59 MiB
+    assert max(peak_mib(lambda: knn_predict(bank, y, q)), peak_mib(lambda: knn_predict(q, y[:40], bank)))<50
+    bank,q = bank[:20_000,:32].contiguous(),torch.randn(4000,32) # all similarities together: 305 MiB
+    assert peak_mib(lambda: knn_predict(bank, y[:20_000], q))<110<peak_mib(lambda: (q@bank.T).topk(20))
 
 @pytest.mark.parametrize('kw,msg', [
     (dict(k=0),'`k`'), (dict(chunk=0),'`chunk`'), (dict(temperature=0.),'temperature'),
@@ -260,20 +190,18 @@ def test_fast_linear_evaluation_is_logistic_regression(model):
     dls = few_dls(60); (f,y),(t,ty) = (get_embeddings(model, o) for o in dls.loaders)
     res = linear_eval(model, dls, fast=True, Cs=(1.,)); mean,std = f.mean(0),f.std(0)+1e-6
     clas = LogisticRegression(C=1., max_iter=5000).fit((f-mean)/std, y)
-    assert res.top1==pytest.approx(clas.score((t-mean)/std, ty)) and res.by=='C' and res.ci[0]<=res.top1<=res.ci[1]
+    assert res.top1==pytest.approx(clas.score((t-mean)/std, ty)) and res.ci[0]<=res.top1<=res.ci[1]
 
 def test_linear_evaluation_learns_and_repeats(model):
     dls = few_dls(60); view = partial(torch.mul, 1.)
     a,b = (linear_eval(model, dls, epochs=10, lr=20., view=view, seed=1) for _ in range(2))
     assert a==b and a.top1>.6 and a.chosen in a.valid and a.n==12 and a.top5 is None
 
-def test_heads_that_choose_do_not_see_the_held_out_images():
-    from fastbyol.evaluate import _Heads
-    heads = _Heads(4, 2, [.1], 10, 'cpu'); x,y,seen = torch.randn(6,4),torch.tensor([0,1,0,1,0,1]),torch.arange(6)<4
-    x[4:] *= 100; heads.step(x, y, seen)
-    w = torch.zeros(2,4,requires_grad=True); F.cross_entropy(x[:4]@w.T, y[:4]).backward()
-    step = -.1*1.9*w.grad # Nesterov's first step
-    close(heads.choosers[0].weight.detach(), step); assert not torch.allclose(heads.final[0].weight.detach(), step)
+def test_classifiers_that_choose_do_not_see_the_held_out_images(model):
+    dls = image_dls(torch.rand(18,3,16,16), 2, y=[i%2 for i in range(18)], drop_last=False) # nothing to generalise
+    kw = dict(epochs=200, lr=50., sweep=(1.,), view=partial(torch.mul, 1.), valid_pct=.4)
+    res = linear_eval(model, DataLoaders(dls.train, dls.train), **kw)
+    assert res.top1>.9 and res.valid[res.chosen]<.7 # what has seen all knows it by heart
 
 def test_an_error_in_the_middle_leaves_gradients_on(model):
     calls = []
@@ -288,8 +216,8 @@ def test_a_class_that_was_not_trained_counts_as_wrong(model):
     x = noise(40); y = [i%2 for i in range(30)]
     dls = DataLoaders(dl_of(x[:30], y), dl_of(x[30:], [7]*10)); assert linear_eval(model, dls, fast=True).top1==0
 
-@pytest.mark.parametrize('kw,msg', [(dict(epochs=0),'`epochs`'), (dict(lr=0),'above 0'), (dict(Cs=(0.,)),'above 0'), (dict(size=2),'`size`'),
-                                    (dict(epochs=9, lr=1e40, sweep=(1.,)),'diverged')])
+@pytest.mark.parametrize('kw,msg', [(dict(epochs=0),'`epochs`'), (dict(lr=0),'above 0'), (dict(size=2),'`size`'),
+    (dict(epochs=9, lr=1e40, sweep=(1.,)),'diverged')])
 def test_linear_mistakes_are_named(model, kw, msg):
     with pytest.raises(ValueError, match=msg): linear_eval(model, few_dls(24), **kw)
 
@@ -342,10 +270,6 @@ def test_the_data_is_left_as_it_was(tmp_path):
 @pytest.mark.parametrize('kw,msg', [(dict(seeds=0),'seeds'), (dict(contestants=('magic',)),'Unknown contestant'), (dict(per_class=(500,)),'500 per class')])
 def test_label_efficiency_names_mistakes(kw, msg):
     with pytest.raises(ValueError, match=msg): label_efficiency(small_byol(), few_dls(12), **kw)
-
-def test_label_efficiency_says_what_data_it_takes():
-    dl = TorchDL([(o,0) for o in noise(8)], batch_size=4)
-    with pytest.raises(TypeError, match="fastai's data loaders, got DataLoader"): label_efficiency(small_byol(), DataLoaders(dl, dl))
 
 def test_names_of_contestants_are_drawn_as_they_are():
     names = ['$5_$10_bill','_background','a_b']

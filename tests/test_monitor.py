@@ -332,17 +332,19 @@ def test_probe_sees_the_representations_of_view_1(momentum):
 
 def test_masked_labels_change_nothing():
     heads,x = [],classes()[0]
-    for masked in (0,1):
-        y = [c if i%2 else 9 for i,c in enumerate(classes()[1])]
-        set_seed(0); learn = byol_learn(image_dls(x, 16, y=y), cbs=probe(mask=9)); learn.fit(2, 1e-3)
+    for mask in (9,-1):
+        y = [c if i%2 else mask for i,c in enumerate(classes()[1])]
+        set_seed(0); learn = byol_learn(image_dls(x, 16, y=y), cbs=probe(mask=mask)); learn.fit(2, 1e-3)
         heads.append(learn.probe.head.state_dict())
-    assert same_sd(*heads) and learn.probe._counts[1]==8
+    f,y = get_embeddings(learn, learn.dls.valid); known = y!=mask
+    with eval_mode(learn.probe.head): acc = (learn.probe.head(f).argmax(1)==y)[known].float().mean()
+    assert same_sd(*heads) and known.sum()==8 and learn.probe.history.valid.iloc[-1]==acc
     learn = byol_learn(image_dls(x, 16, y=[9]*48), cbs=probe(mask=9)); learn.fit(1, 1e-3)
     with fixed_rng(0): want = nn.Sequential(nn.BatchNorm1d(16, affine=False), nn.Linear(16, 3))
     assert torch.equal(learn.probe.head[1].weight, want[1].weight) and math.isnan(learn.probe.history.probe[0])
 
 def test_the_step_of_masked_labels_is_that_of_the_known_ones():
-    cb = OnlineProbe(n_out=3, mask=2, lr=.1); cb._make(4, 3); cb._ignore = 2
+    cb = OnlineProbe(n_out=3, mask=2, lr=.1); cb._make(4, 3, cpu); cb._ignore = 2
     feats,y = torch.randn(8,4),torch.tensor([0,1,2,0,1,2,2,1])
     head = deepcopy(cb.head).train(); loss = F.cross_entropy(head(feats)[y!=2], y[y!=2]); loss.backward()
     cb._fit_head(feats, y)
@@ -358,6 +360,23 @@ def test_probe_without_validation_shows_training():
     learn = byol_learn(labelled(n_val=0), cbs=probe()); learn.fit(1, 1e-3)
     h = learn.probe.history
     assert h.probe[0]==h.train[0] and math.isnan(h.valid[0]) and learn.recorder.values[0][-1]==h.train[0]
+
+def probed(epochs, state=None, **kw):
+    "A probe beside a network that stands still"
+    learn = byol_learn(labelled(), cbs=(cb := probe(lr=.1)))
+    if state: cb.load_state_dict(deepcopy(state))
+    set_seed(0); learn.model.load_state_dict(small_byol().state_dict())
+    learn.fit(epochs, 0., **kw)
+    return learn
+
+def test_a_new_fit_starts_a_new_classifier():
+    learn = probed(1); head = sd_of(learn.probe.head)
+    learn.fit(1, 0.)
+    torch.testing.assert_close(sd_of(learn.probe.head), head)
+
+def test_a_resumed_fit_goes_on_with_its_classifier():
+    half = probed(2).probe.state_dict()
+    torch.testing.assert_close(sd_of(probed(4, half, start_epoch=2).probe.head), sd_of(probed(4).probe.head))
 
 def test_probe_under_accumulation_steps_every_batch():
     learn = byol_learn(labelled(), cbs=[probe(), GradientAccumulation(32)]); learn.fit(1, 1e-3)
