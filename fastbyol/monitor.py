@@ -69,7 +69,7 @@ def load_state_dict(self:Monitor,
 
 @patch
 def __getstate__(self:Monitor):
-    dropped = ('pair','sample','_dls','_dl','_hook','_x','_y','best_state') # an export has no images
+    dropped = ('pair','sample','_dls','_dl','_x','_y','best_state') # an export has no images
     return {k:None if k in dropped else v for k,v in self.__dict__.items() if k!='_shown'} | dict(_shown=[])
 
 # %% ../nbs/12_monitor.ipynb #4c79ebc9
@@ -167,7 +167,7 @@ class OnlineProbe(Monitor):
         check_counts(n_out=ifnone(n_out, 1))
         super().__init__()
         store_attr()
-        self.head,self._hook,self._y,self._features = None,None,None,[]
+        self.head,self._y = None,None
 
     def _start(self):
         if not hasattr(self.learn, 'byol'): raise ValueError("`OnlineProbe` works beside `BYOLCallback`: add one")
@@ -183,12 +183,7 @@ class OnlineProbe(Monitor):
         for state in self.opt_probe.state.values(): # after a resume, too
             state.update({k:v.to(self._counts.device) for k,v in state.items()})
         self._checked = False
-        if self._hook: self._hook.remove()
-        # what goes into the projector is the representation
-        self._hook = model.projector.register_forward_pre_hook(self._keep)
-
-    def _keep(self, module, args):
-        if self.training: self._features.append(args[0].detach())
+        model.keeps_features = True
 
 # %% ../nbs/12_monitor.ipynb #bdbbac12
 @patch
@@ -204,8 +199,7 @@ def before_epoch(self:OnlineProbe):
 
 @patch
 def before_batch(self:OnlineProbe):
-    self._features.clear()
-    self._y = None
+    self._y = online_model(self.model).features = None
     if self.head is None or not len(self.yb): return # `summary` gives no labels
     y = torch.as_tensor(self.yb[0]).as_subclass(Tensor).long()
     is_class = (y>=0) & (y<self.head[1].out_features)
@@ -215,10 +209,9 @@ def before_batch(self:OnlineProbe):
 
 @patch
 def after_batch(self:OnlineProbe):
-    if self._y is None or self.training and not self._features: return # the model has not seen it
-    model,n = online_model(self.model),len(self._y)
-    # the last two views are the online network's, and the first of them is view 1
-    if self.training: pred = self._fit_head(torch.cat(self._features)[-2*n:][:n].float(), self._y)
+    model = online_model(self.model)
+    if self._y is None or self.training and model.features is None: return # the model has not seen it
+    if self.training: pred = self._fit_head(model.features.float(), self._y)
     else:
         dl = self.dl if hasattr(inner_dl(self.dl), 'after_batch') else self.dls.train
         x = model.normalize(to_unit(self._x, find_normalize(dl)))
@@ -266,8 +259,9 @@ def after_validate(self:OnlineProbe):
 @patch
 def after_fit(self:OnlineProbe):
     self._hide()
-    if self._hook: self._hook.remove()
-    self._hook = self._x = self._y = None
+    model = online_model(self.model)
+    self._x = self._y = model.features = None
+    model.keeps_features = False
 
 @patch
 def state_dict(self:OnlineProbe)->dict:
