@@ -83,7 +83,7 @@ class _MakesViews(Callback):
 class _Finite:
     "Notes on the device which batch of an epoch was not finite first, and puts back what it changed"
     def __init__(self, model, every):
-        self.every,device = every,model.mean.device
+        self.every,self.sent,device = every,None,model.mean.device
         changed = [*model.buffers(), *(model.parameters() if every>1 else [])]
         self.now = [o.detach() for o in changed]
         self.before = [o.clone() for o in self.now]
@@ -99,8 +99,10 @@ class _Finite:
         self.bad = torch.where((bad>0) & (self.bad<0), batch, self.bad)
     def exchange(self):
         "What the last call, `every` batches ago, sent to the host; send what is known now"
+        if self.sent: self.sent.synchronize() # has long arrived; without it processes could differ
         told = int(self.told.numpy())
         self.told.copy_(self.bad, non_blocking=True)
+        if self.bad.is_cuda: self.sent = torch.cuda.current_stream().record_event()
         return told
 
 class _SmoothLoss(AvgSmoothLoss):
@@ -111,9 +113,10 @@ class _SmoothLoss(AvgSmoothLoss):
         self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
 
 def _losses_to_cpu(recorder):
-    "In one copy"
-    losses = recorder.losses
-    if losses: losses[:] = torch.stack([o.to(losses[-1].device) for o in losses]).cpu().unbind()
+    "Those of this epoch, in one copy"
+    recent = recorder.losses[-recorder.n_iter:]
+    if recent: recent = torch.stack([o.to(recent[-1].device) for o in recent]).cpu().unbind()
+    recorder.losses[-recorder.n_iter:] = recent
 
 def _advance(bar): bar.pbar.update(bar.iter+1)
 
@@ -178,15 +181,14 @@ class BYOLCallback(_MakesViews, _StopsAtNaN):
 
     def before_fit(self):
         model = online_model(self.model)
-        if not isinstance(model, BYOL):
-            raise TypeError(f"Not a `BYOL` but {type(model).__name__}: wrap your body with `BYOL(body)`")
+        if not isinstance(model, BYOL): raise TypeError("No `BYOL` model: wrap your body with `BYOL(body)`")
         # a dls with labels makes `Learner` take its loss, which is not the one for these targets
         of_data = getattr(self.dls.train_ds, 'loss_func', None)
         if self.loss_func is of_data: self.learn.loss_func = BYOLLoss()
         _check_cbs(self.learn)
         target = {*model.target.parameters()} if model.momentum else set()
         if self.opt is not None and target & {*self.opt.all_params().itemgot(0)}:
-            raise ValueError("The optimiser holds the target: use a `splitter` of `trainable_params`")
+            raise ValueError("The optimiser holds the target: use `splitter=trainable_params`")
         norm = find_normalize(self.dls)
         if norm is not None and norm.mean is not None:
             self._check_n_in(len(normalize_stats(norm)[0]))
@@ -206,7 +208,7 @@ def _check_cbs(learn):
         name,value = type(cb).__name__,vars(cb).get
         logs = name in ('TensorBoardCallback','TensorBoardProjectorCallback') # without importing tensorboard
         if isinstance(cb, MixHandler):
-            raise TypeError(f"`{name}` mixes labels, which there are none of: mix in `views`")
+            raise TypeError(f"`{name}` mixes labels: mix in `views`")
         if logs and (value('trace_model') or value('log_preds') or value('projector', True)):
             raise TypeError(f"`{name}` shows no pairs of views: `trace_model=False, log_preds=False`")
         tracks = isinstance(cb, TrackerCallback) and cb.monitor in no_value and not value('every_epoch')
@@ -216,7 +218,7 @@ def _check_cbs(learn):
 
 @patch
 def decodes(self:BYOLLoss, pred):
-    raise TypeError("Predictions of `BYOL` are not labels to show: use `learn.byol.show_views()`")
+    raise TypeError("There are no labels to show: use `learn.byol.show_views()`")
 
 # %% ../nbs/05_callback.ipynb #a09082c5
 @patch
@@ -231,14 +233,14 @@ def before_train(self:BYOLCallback):
 def _check_bs(self:BYOLCallback, dl):
     bs,n = dl_bs(dl),dl_n(dl)
     if n is None: return # an iterable dataset
-    if not len(dl): raise ValueError(f"No batch to train on, {n} images for bs={bs}: use a smaller `bs`")
+    if not len(dl): raise ValueError(f"{n} images for bs={bs}: use a smaller `bs`")
     single = bs==1 or (bs and n%bs==1 and not dl_attr(dl, 'drop_last'))
     if single and batch_norms(online_model(self.model)):
         raise ValueError("Batch norm needs 2 images, got a last batch of 1: set `drop_last=True`")
 
 @patch
 def after_train(self:BYOLCallback):
-    self._stop(int(self._finite.bad)) # between epochs one may wait
+    if self._finite: self._stop(int(self._finite.bad)) # between epochs one may wait
     self._finite = None
     self.learn.cbs.filter(risinstance(Recorder)).map(_losses_to_cpu)
 

@@ -61,7 +61,8 @@ def _chance(dls):
     device = torch.get_device_module() if torch.accelerator.is_available() else None
     rng = dict(python=random.getstate(), numpy=[name,keys.astype(np.int64),*rest],
                torch=torch.get_rng_state(), accelerator=device and device.get_rng_state())
-    order = [g and (g.getstate if isinstance(g, random.Random) else g.get_state)() for g in _generators(dls)]
+    gens = _generators(dls)
+    order = [g and (g.getstate if isinstance(g, random.Random) else g.get_state)() for g in gens]
     return _plain(dict(rng=rng, order=order), 'chance')
 
 def _set_chance(dls, state):
@@ -122,11 +123,10 @@ def _recorder_state(rec):
 
 def _load_recorder(rec, st):
     rec.lrs,rec.iters = st['lrs'],st['iters']
-    if not hasattr(rec, 'metric_names'): rec.metric_names = L(st['metric_names']) # else the columns are this run's
+    if not hasattr(rec, 'metric_names'): rec.metric_names = L(st['metric_names'])
     rec.values,rec.losses = [L(o) for o in st['values']],[*ifnone(st['losses'], [])]
     rec.smooth_loss.count,rec.smooth_loss.val = st['count'],st['smooth']
 
-# %% ../nbs/13_checkpoint.ipynb #a290a65a
 def _setting(learn):
     "What changes the arithmetic of a run, beside its model and optimiser"
     train = learn.dls.train
@@ -154,7 +154,7 @@ def lock_folder(
     try: lock = FileLock(folder/'.lock', timeout=0, is_singleton=True).acquire()
     except Timeout:
         name = holder.read_text() if holder.exists() else 'another process'
-        raise BlockingIOError(f"{folder} is in use by {name}: wait for it, or choose another folder") from None
+        raise BlockingIOError(f"{folder} is in use by {name}: wait, or choose another folder") from None
     except (OSError,NotImplementedError) as e:
         warn(f"{folder} cannot be locked ({e}): let no other run write to it")
         return nullcontext()
@@ -163,7 +163,7 @@ def lock_folder(
 
 # %% ../nbs/13_checkpoint.ipynb #63770bbf
 _name = re.compile(r'run(\d+)_epoch(\d+)(?:_batch(\d+))?\.ckpt$')
-def _folders(learn): return getattr(learn, 'checkpoint_folders', set()) # that the learner writes to, or resumed from
+def _folders(learn): return getattr(learn, 'checkpoint_folders', set()) # that it may write to
 def _numbers(file): return [int(o or 0) for o in _name.match(file.name).groups()]
 
 def checkpoints(
@@ -180,7 +180,7 @@ class _RunFiles(Callback):
         "Before the first batch: the first process claims the folder, and all hear of it"
         columns,monitor = list(self.recorder.metric_names)[1:],self.monitor or 'knn'
         if self.monitor and monitor not in columns:
-            raise ValueError(f"There is no column {monitor!r} to keep the best by: choose from {', '.join(columns)}")
+            raise ValueError(f"There is no column {monitor!r}: choose from {', '.join(columns)}")
         self._column = columns.index(monitor) if monitor in columns else None
         try: claim = None if rank_distrib() else self._claim()
         except (OSError,ValueError) as e: claim = e
@@ -193,7 +193,7 @@ class _RunFiles(Callback):
         if self.folder.resolve() not in _folders(self.learn):
             if old and not self.overwrite:
                 self.after_fit()
-                raise ValueError(f"{self.folder} holds {old[0].name} of another run: `resume` it, or `overwrite=True`")
+                raise ValueError(f"{self.folder} holds {old[0].name}: `resume` it, or `overwrite=True`")
             for f in [*old, self.folder/'best.ckpt']: f.unlink(missing_ok=True)
         for f in self.folder.glob('.*.ckpt.*.tmp'): f.unlink() # of a run that was killed while it wrote
         return 1 + max([_numbers(f)[0] for f in checkpoints(self.folder)], default=0)
@@ -202,7 +202,7 @@ class _RunFiles(Callback):
         if not (due or better): return
         state = _run_state(self.learn, epoch, batch, self._start)
         if rank_distrib(): return
-        if better: save_state(state, self.folder/'best.ckpt') # first: the other one's state says that it exists
+        if better: save_state(state, self.folder/'best.ckpt') # first: the other state says that it exists
         if not due: return
         batch = f'_batch{batch:06d}' if batch else ''
         save_state(state, self.folder/f'run{self._run_no:03d}_epoch{epoch:04d}{batch}.ckpt')
@@ -218,7 +218,7 @@ class CheckpointCallback(_RunFiles):
         every:int=1, # epochs from one checkpoint to the next; there is always one after the last epoch
         every_batches:int=None, # also every so many training batches, for long epochs
         keep:int=3, # how many to keep, the newest ones; None: all
-        monitor:str=None, # column of the recorder by which to keep `best.ckpt`; None: 'knn', if it exists
+        monitor:str=None, # column of the recorder that tells the best; None: 'knn', if it exists
         comp:callable=None, # is the first better? None: `np.less` for a loss or error, else `np.greater`
         overwrite:bool=False, # delete checkpoints of another run, unless training resumes from them
     ):
@@ -268,7 +268,7 @@ def _load_run(learn, st, file):
     now = {k:v for k,v in _setting(learn).items() if None not in (v,st.get(k)) and st[k]!=v}
     other = ', '.join(f'{k}={st[k]} (now {v})' for k,v in now.items())
     if now: warn(f"{file} is of a run with {other}: what is left is trained as set now, not bit for bit the same")
-    if now.keys()-{'n_epoch','precision'}: st.update(batch=0, chance=None) # other data: the epoch begins again
+    if now.keys()-{'n_epoch','precision'}: st.update(batch=0, chance=None) # begin the epoch again
     load_strict(online_model(learn.model), st['model'], str(file))
     _load_opt(learn.opt, st['opt'], file)
     learn.train_iter = st['train_iter']

@@ -197,7 +197,6 @@ def _prepare(self:GraphedPasses, model, views, shapes):
         else: break
     if self.why_not is not None: warnings.warn(f"Training without CUDA graphs: {self.why_not}")
 
-# %% ../nbs/08_device.ipynb #7ab688ae
 @patch
 def set_graphs(self:Learner,
     graphs:bool=True, # run training passes in CUDA graphs, on CUDA?
