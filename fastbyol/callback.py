@@ -143,7 +143,8 @@ class _StopsAtNaN(Callback):
         if not grads: return
         self._look(nn.utils.get_total_norm(grads))
         if self._finite.every==1: return
-        for grad in grads: grad.masked_fill_(self._finite.bad>=0, 0.) # for what the optimiser keeps
+        bad = self._finite.bad>=0
+        for grad in grads: grad.masked_fill_(bad, 0.) # what the optimiser keeps stays finite
     def after_batch(self):
         if not self.training or self._finite.every==1: return
         self._finite.put_back()
