@@ -74,7 +74,9 @@ class DistributedBYOL(Callback):
         # finds weights without a gradient once; `find_unused_parameters` would look at every step
         handler = accelerator.ddp_handler
         accelerator.ddp_handler = handler or DistributedDataParallelKwargs(static_graph=True)
-        self._share_loaders(device)
+        self.dls.to(device) # they were made before it was known which one is ours
+        self._loaders = list(self.dls.loaders)
+        self.learn.dls.loaders = [self._share(dl, dl is self.dls.train) for dl in self._loaders]
         with torch.random.fork_rng([]): seed = torch.randint(2**31, ()).item()
         seed = gather_objects(seed)[0]
         if rank_distrib(): set_seed(seed + rank_distrib())
@@ -88,12 +90,6 @@ class DistributedBYOL(Callback):
         if self._loaders: self._trainer.old_dls,self._loaders = self._loaders,None # which it puts back
 
 # %% ../nbs/14_distributed.ipynb #fa800eec
-@patch
-def _share_loaders(self:DistributedBYOL, device):
-    self.dls.to(device) # they were made before it was known which one is ours
-    self._loaders = list(self.dls.loaders)
-    self.learn.dls.loaders = [self._share(dl, dl is self.dls.train) for dl in self._loaders]
-
 @patch
 def _share(self:DistributedBYOL, dl, train=False):
     if isinstance(dl, DistributedDL): return dl
