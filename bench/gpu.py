@@ -69,25 +69,32 @@ class Report:
         got = self.res['figures']
         if got.get(a) and got.get(b): self.put(name, got[a]/got[b])
 
-def train_steps(learn, n):
-    "Train for `n` steps; ms of each, the GPU's work included"
-    ends = []
+def train_steps(learn, n, warm=5, prof=None):
+    "Train for `warm` steps, in which graphs are captured, and `n` more; ms of each of these, the GPU's work included"
+    count, start, took = 0, None, None
     def tick(_):
-        ends.append(1)
-        if len(ends)==n: raise Stop()
-    sync()
-    start = time.perf_counter()
-    with learn.no_bar(), learn.no_logging(): learn.fit(1+n//max(1, len(learn.dls.train)), cbs=[clock(tick)])
-    sync()
-    return 1e3*(time.perf_counter()-start)/len(ends)
+        nonlocal count, start, took
+        count += 1
+        if count not in (warm, warm+n): return
+        sync()
+        if count==warm+n:
+            took = time.perf_counter()-start
+            raise Stop()
+        if prof: prof.start()
+        start = time.perf_counter()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1+(warm+n)//len(learn.dls.train), cbs=[clock(tick)])
+    if prof: prof.stop()
+    return 1e3*took/n
 
-def busy_share(prof):
-    "Share of the time from the first kernel to the last in which one was at work"
+def busy_and_whole(prof):
+    "Time in which a kernel was at work, and from the first to the end of the last, in ms"
     on_gpu = [e for e in prof.events() if e.device_type==torch.autograd.DeviceType.CUDA]
     spans = sorted((e.time_range.start, e.time_range.end) for e in on_gpu)
     total, end = 0, spans[0][0]
     for a, b in spans: total, end = total+max(0, b-max(a, end)), max(end, b)
-    return total/(end-spans[0][0])
+    return total/1e3, (end-spans[0][0])/1e3
+
+lightly_ways = {False: 'as documented', True: 'bf16, channels last'}
 
 class Bench:
     "Data, learner and stages"
@@ -113,32 +120,57 @@ class Bench:
         return byol_learner(dls or self.dls, self.arch, recipe=self.plan, precision=self.precision, **kw)
 
     def steps_with_views(self):
-        self.learn = self.learner()
+        self.learn = self.learner(compile=False)
         start = time.perf_counter()
-        train_steps(self.learn, max(3, len(self.dls.train)))
-        yield 'first epoch, s', time.perf_counter()-start
-        yield 'precision', str(self.learn.precision)
         ms = train_steps(self.learn, self.steps)
+        yield 'captured and trained for the first steps, s', time.perf_counter()-start
+        yield 'precision', str(self.learn.precision)
+        yield 'graphs', getattr(getattr(self.learn, 'graphed_passes', None), 'why_not', 'not on this device') or 'yes'
+        yield 'step with views, not compiled, ms', ms
         yield 'step with views, ms', ms
         yield 'step with views, images/s', 1e3*self.bs/ms
         yield '1000 epochs, minutes', 1000*len(self.dls.train)*ms/6e4
 
+    def compiled_steps(self):
+        "As in a run of 1000 epochs, which is compiled by itself"
+        if not cuda: raise RuntimeError('there is no GPU')
+        learn = self.learner(compile=True)
+        start = time.perf_counter()
+        ms = train_steps(learn, self.steps)
+        yield 'compiled, captured and trained for the first steps, s', time.perf_counter()-start
+        yield 'step with views, ms', ms
+        yield 'step with views, images/s', 1e3*self.bs/ms
+        yield '1000 epochs, minutes', 1000*len(self.dls.train)*ms/6e4
+        self.learn = learn
+
     def busy(self):
         if not cuda: raise RuntimeError('there is no GPU')
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as prof: train_steps(self.learn, 20)
-        yield 'GPU busy, %', 100*busy_share(prof)
+        prof = profile(activities=[ProfilerActivity.CUDA])
+        train_steps(self.learn, 20, prof=prof)
+        busy, whole = busy_and_whole(prof)
+        yield 'GPU busy, %', 100*busy/whole
+        yield 'GPU at work in a step, ms', busy/20
         yield 'GPU memory, MB', torch.cuda.max_memory_allocated()/1e6
 
     def views(self):
         x = torch.rand(self.bs, 3, self.size*5//4, self.size*5//4, device=default_device())
         views = [v.to(x.device) if hasattr(v, 'to') else v for v in byol_views(self.size)]
-        yield 'both views, ms', milliseconds(lambda: make_views(views, x), self.steps)
+        def both(): make_views(views, x)
+        yield 'both views, ms', milliseconds(both, self.steps)
+        sync()
+        start = time.perf_counter()
+        for _ in range(5): both() # few, so that they fit in the queue of the GPU
+        yield 'both views, ms of the host', 1e3*(time.perf_counter()-start)/5
+        if not cuda: return
+        with profile(activities=[ProfilerActivity.CUDA]) as prof:
+            for _ in range(10): both()
+            sync()
+        yield 'both views, ms of the GPU', busy_and_whole(prof)[0]/10
 
     def steps_without_views(self):
         given = torch.rand(self.bs, 3, self.size, self.size, device=default_device())
-        learn = self.learner(views=(lambda x: given[:len(x)], lambda x: given[:len(x)].flip(-1)))
-        train_steps(learn, max(3, self.steps//2))
-        yield 'step, views given, ms', train_steps(learn, self.steps)
+        learn = self.learner(views=(lambda x: given[:len(x)], lambda x: given[:len(x)].flip(-1)), compile=False)
+        yield 'step, views given, not compiled, ms', train_steps(learn, self.steps)
 
     def parts(self):
         learn, model = self.learn, self.learn.model
@@ -150,8 +182,8 @@ class Bench:
 
     def from_files(self):
         dls = self.photos(False)
-        learn = self.learner(dls)
-        yield 'from files each epoch, images/s', 1e3*self.bs/train_steps(learn, max(2, len(dls.train)))
+        learn = self.learner(dls, compile=False)
+        yield 'from files each epoch, images/s', 1e3*self.bs/train_steps(learn, max(2, len(dls.train)), warm=2)
 
     def evaluation(self):
         labelled = labelled_dls(self.train, self.size, valid=self.val)
@@ -174,25 +206,24 @@ class Bench:
 
     def lightly_steps(self):
         views = torch.rand(2, self.bs, 3, self.size, self.size, device=default_device())
-        for name, fast in (('as documented', False), ('bf16, channels last', True)):
+        for fast, name in lightly_ways.items():
             step = self.lightly(fast)
             yield f'lightly, {name}, step, views given, ms', milliseconds(lambda: step(*views), self.steps)
 
-    def lightly_from_files(self):
-        cores = os.cpu_count()
-        for n in sorted({min(cores, 8), cores}):
-            photos = Photos(self.train, registry['lightly']().views(self.size))
-            dl = DataLoader(photos, self.bs, shuffle=True, drop_last=True, num_workers=n)
-            step, start, done = self.lightly(True), None, 0
+    def lightly_from_files(self, fast, seconds=12):
+        "The documented pipeline, with a worker for every core"
+        n = os.cpu_count()
+        photos = Photos(self.train, registry['lightly']().views(self.size))
+        dl = DataLoader(photos, self.bs, shuffle=True, drop_last=True, num_workers=n, persistent_workers=True)
+        step, start, done = self.lightly(fast), None, 0
+        while start is None or time.perf_counter()-start<seconds:
             for views, _ in dl:
                 step(*views)
-                if start is None: # the workers' start does not count
-                    sync()
-                    start = time.perf_counter()
+                sync()
+                if start is None: start = time.perf_counter() # the workers' start does not count
                 else: done += self.bs
-                if start is not None and time.perf_counter()-start>15: break
-            sync()
-            if done: yield f'lightly from files, {n} workers, images/s', done/(time.perf_counter()-start)
+                if time.perf_counter()-start>seconds: break
+        yield f"lightly from files, {lightly_ways[fast]}, images/s", done/(time.perf_counter()-start)
 
 @call_parse
 def main(
@@ -208,6 +239,7 @@ def main(
     json:str=None, # file to write the figures to
     out:str=None, # folder for what `--smoke` writes; a temporary one when left out
     tiny:bool=False, # try the command: a small network, few images
+    seconds:float=175, # for all measurements; what does not fit is named as missing
 ):
     "Measure training and evaluation on this machine's GPU, or walk through everything on it"
     warnings.filterwarnings('ignore'); logging.disable(logging.WARNING)
@@ -216,20 +248,27 @@ def main(
         res = walk(folder, out or tempfile.mkdtemp())
         write(setting(steps=res), json)
         sys.exit(any(o!='ok' for o in res.values()))
-    if tiny: arch, size, bs, steps = 'test_resnet', 32, min(bs, 16), 2
+    if tiny: arch, size, bs, steps = 'test_resnet', 32, min(bs, 8), 2
     set_seed(seed)
     card = torch.cuda.get_device_name() if cuda else 'CPU'
     print(f'{card}, {arch}, {size} pixels, batches of {bs}\n', flush=True)
     report = Report(json, arch=arch, size=size, bs=bs, preset=preset, seed=seed, card=card)
     b = Bench(folder, arch, size, bs, steps, preset, precision, tiny)
     contestants.hidden = 4096 # as wide as the recipe's heads
-    report.stage(b.decoding)
-    report.stage(b.steps_with_views, limit=150)
-    for f in (b.busy, b.views, b.steps_without_views, b.parts, b.from_files, b.evaluation): report.stage(f)
-    if not tiny:
-        for f in (b.lightly_steps, b.lightly_from_files): report.stage(f)
-    best = 'lightly, bf16, channels last, step, views given, ms'
-    report.ratio("step with views, of lightly's with views given", 'step with views, ms', best)
-    workers = f'lightly from files, {os.cpu_count()} workers, images/s'
-    report.ratio("images/s with views, of lightly's from files", 'step with views, images/s', workers)
+    end = time.perf_counter()+seconds
+    def stage(f, *args, limit=30):
+        left = end-time.perf_counter()
+        if left>0: report.stage(f, *args, limit=min(limit, left))
+        else: report.res['missing'][f.__name__] = 'no time left'
+    stage(b.decoding)
+    stage(b.steps_with_views)
+    for f in (b.lightly_steps, b.views, b.steps_without_views, b.evaluation, b.busy, b.parts): stage(f)
+    for fast in lightly_ways: stage(b.lightly_from_files, fast, 2 if tiny else 12)
+    stage(b.compiled_steps, limit=75) # 38 s on an H200
+    stage(b.from_files)
+    for name in lightly_ways.values():
+        report.ratio(f"step with views, of lightly's with views given, {name}",
+                     'step with views, ms', f'lightly, {name}, step, views given, ms')
+        report.ratio(f"images/s with views, of lightly's from files, {name}",
+                     'step with views, images/s', f'lightly from files, {name}, images/s')
     write(report.res, json)

@@ -25,20 +25,24 @@ class Walk:
     def __init__(self, folder, out):
         self.root, self.out, self.cuda = Path(folder), Path(out), torch.cuda.is_available()
         n_train, n_val = (60, 20) if self.cuda else (6, 4)
-        self.arch = 'resnet18' if self.cuda else 'test_resnet'
+        self.arch, self.bs = ('resnet18', 32) if self.cuda else ('test_resnet', 8)
         self.train, self.val = self.pick('train', n_train), self.pick('val', n_val)
         self.labelled = labelled_dls(self.train, 64, bs=16, valid=self.val)
     def pick(self, part, n):
         return [f for c in sorted((self.root/part).iterdir()) if c.is_dir() for f in sorted(find_images(c))[:n]]
-    def dls(self, **kw): return unlabelled_dls(self.train, 64, 32, valid_pct=.1, **kw)
+    def dls(self, **kw): return unlabelled_dls(self.train, 64, self.bs, valid_pct=.1, **kw)
     def learner(self, dls=None, **kw): return byol_learner(dls or self.dls(), self.arch, **kw)
     def fit(self, learn, f='fit', *args, **kw):
         with learn.no_bar(), learn.no_logging(): getattr(learn, f)(*args, **kw)
         return [round(float(o), 3) for o in learn.recorder.values[-1]] if len(learn.recorder.values) else None
+    def graphs_of(self, learn):
+        "Did it train with graphs, or why not?"
+        if not hasattr(learn, 'graphed_passes'): return 'no graphs on this device'
+        return learn.graphed_passes.why_not or 'graphs'
     @property
     def trained(self):
         if not hasattr(self, '_trained'):
-            self._trained = self.learner(recipe=recipe(2, 32))
+            self._trained = self.learner(recipe=recipe(2, self.bs))
             self.fit(self._trained, 'fit_byol')
         return self._trained
     @property
@@ -51,13 +55,15 @@ class Walk:
 @step()
 def fit_byol(w):
     learn = w.trained
-    return learn.precision, str(first(learn.model.parameters()).device), learn.recorder.values[-1]
+    return learn.precision, str(learn.model.mean.device), w.graphs_of(learn), learn.recorder.values[-1]
 @step()
 def one_cycle(w): return w.fit(w.learner(), 'fit_one_cycle', 1, 1e-3)
 @step('auto', 'device', True, 'disk', False)
 def in_memory(w, o): return w.fit(w.learner(w.dls(in_memory=o, cache_dir=str(w.out/'cache'))), 'fit', 2, 1e-3)
 @step('fp32', 'channels_last', 'tf32', 'bf16', 'fp16', 'auto')
-def precision(w, o): return w.fit(w.learner(precision=o), 'fit', 1, 1e-3)
+def precision(w, o):
+    if not w.cuda and o in ('tf32', 'fp16'): return 'on a GPU only'
+    return w.fit(w.learner(precision=o), 'fit', 1, 1e-3)
 @step()
 def to_fp16(w): return w.fit(w.learner().to_fp16(), 'fit', 1, 1e-3)
 @step()
@@ -70,13 +76,40 @@ def simsiam(w): return w.fit(w.learner(momentum=False), 'fit', 1, 1e-3)
 def concat(w): return w.fit(w.learner(concat=True), 'fit', 1, 1e-3)
 @step()
 def accumulation_and_clipping(w):
-    return w.fit(w.learner(cbs=[GradientAccumulation(64), GradientClip(1.)]), 'fit', 1, 1e-3)
+    return w.fit(w.learner(cbs=[GradientAccumulation(2*w.bs), GradientClip(1.)]), 'fit', 1, 1e-3)
 @step()
 def monitors(w):
     learn = byol_learner(w.photos(), w.arch, size=64, cbs=[KNNCallback(w.labelled), OnlineProbe(), HealthMonitor()])
     w.fit(learn, 'fit', 2, 1e-3)
     learn.plot_curves()
-    return learn.health.report()
+    return learn.health.report(), w.graphs_of(learn)
+@step()
+def a_second_fit_after_freeze(w):
+    learn = w.learner()
+    w.fit(learn, 'fit', 1, 1e-3)
+    learn.freeze()
+    return w.fit(learn, 'fit', 1, 1e-3), w.graphs_of(learn)
+@step()
+def growing_views(w): return w.fit(w.learner(), 'fit_byol', 2, 1e-3, sizes=(32, 64))
+@step()
+def teacher(w): return w.fit(w.learner(teacher=w.body), 'fit', 1, 1e-3)
+@step()
+def compiled(w):
+    learn = w.learner(compile=True)
+    return w.fit(learn, 'fit', 1, 1e-3), w.graphs_of(learn)
+@step('plain', 'simsiam', 'target_bn', 'concat', 'accumulation', 'clipping')
+def graphs_give_the_same_in_20_steps(w, o):
+    kw = dict(simsiam=dict(momentum=False), target_bn=dict(target_bn='ema'), concat=dict(concat=True)).get(o, {})
+    def run(graphs):
+        set_seed(0)
+        cbs = dict(accumulation=GradientAccumulation(2*w.bs), clipping=GradientClip(.1)).get(o)
+        learn = w.learner(precision='fp32', graphs=graphs, cbs=cbs, **kw)
+        w.fit(learn, 'fit', 1+20//len(learn.dls.train), 1e-3)
+        return learn.model.state_dict(), w.graphs_of(learn)
+    (a, used), (b, _) = run(True), run(False)
+    worst = max(((a[k]-b[k]).abs().max()/b[k].abs().max().clamp(min=1)).item() for k in a if a[k].is_floating_point())
+    assert worst<1e-5 and (used=='graphs' or not w.cuda), (worst, used)
+    return f'largest difference {worst:.1e}, {used}'
 @step()
 def lr_find(w):
     learn = w.learner()
@@ -100,7 +133,7 @@ def show_views(w): w.trained.byol.show_views().savefig(w.out/'views.png')
 def resume(w):
     def run(name, stop):
         set_seed(0)
-        learn = w.learner(recipe=recipe(3, 32), cbs=CheckpointCallback(w.out/name))
+        learn = w.learner(recipe=recipe(3, w.bs), cbs=CheckpointCallback(w.out/name))
         learn.resume(w.out/name, missing_ok=True)
         try: w.fit(learn, 'fit_byol', cbs=StopAfter(2) if stop else None)
         except KeyboardInterrupt: pass
@@ -171,7 +204,9 @@ def pretrain_command(w, o):
 def finetune_command(w):
     return command(w, 'finetune', w.out/'run/body.safetensors', w.root/'val', '--out', w.out/'classifier')
 @step()
-def eval_command(w): return command(w, 'eval', w.out/'run/body.safetensors', w.root, '--out', w.out/'evaluation')
+def eval_command(w):
+    quick = '--draws', 1, '--steps', 5, '--per_class', '1'
+    return command(w, 'eval', w.out/'run/body.safetensors', w.root, '--out', w.out/'evaluation', *quick)
 @step()
 def embed_command(w): return command(w, 'embed', w.out/'run/body.safetensors', w.root/'val', w.out/'e.npz')
 

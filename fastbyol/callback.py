@@ -12,7 +12,7 @@ import torch.distributed as dist
 from fastai.vision.all import *
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
-from fastai.callback.tracker import SaveModelCallback,TrackerCallback
+from fastai.callback.tracker import TrackerCallback
 from fastai.callback.training import GradientAccumulation
 from .core import *
 from .views import *
@@ -32,9 +32,10 @@ def target_decay(
 def run_step(
     learn:Learner # in the middle of a training batch
 )->tuple: # (k, K): which optimiser step of the run the batch belongs to, from 0, and of how many
-    "Position in the run, in optimiser steps, for every schedule; right after a resume with `start_epoch`, too"
+    "Position in the run, in optimiser steps, for every schedule; with `start_epoch`, too"
     accumulation = first(cb for cb in learn.cbs if isinstance(cb, GradientAccumulation))
-    batches = math.ceil(accumulation.n_acc/(dl_bs(learn.dls.train) or find_bs(learn.yb))) if accumulation else 1
+    bs = dl_bs(learn.dls.train) or find_bs(learn.yb)
+    batches = math.ceil(accumulation.n_acc/bs) if accumulation else 1
     return (learn.epoch*learn.n_iter+learn.iter)//batches,max(1, learn.n_epoch*learn.n_iter//batches)
 
 # %% ../nbs/05_callback.ipynb #6e96dfdf
@@ -46,50 +47,156 @@ def view_size(
     "The first that is known: `size`, the size that `dls` was built for, the shorter side of the images"
     return size or getattr(dls, 'view_size', None) or min(x.shape[-2:])
 
-def _average_buffers(module):
-    "Average the batch norm statistics of `module` over all processes"
-    buffers = [o for o in module.buffers() if o.is_floating_point()]
-    if not buffers or num_distrib()<2: return
-    for buffer in buffers: dist.all_reduce(buffer)
-    torch._foreach_div_(buffers, num_distrib())
+# %% ../nbs/05_callback.ipynb #f0201907
+class _MakesViews(Callback):
+    "The part of `BYOLCallback` that turns a batch into views"
+    _made,_made_for,_checked = None,None,False
+    def views_for(self, x):
+        "The pair asked for, or the default one for images such as `x`, which may grow from fit to fit"
+        size,n_in = made_for = view_size(self.size, self.dls, x),x.shape[1]
+        if self.views is None and self._made_for!=made_for:
+            self._made = byol_views(size, n_in=n_in, blur_p=None if self.blur else (0.,0.))
+            self._made_for = made_for
+        views = ifnone(self.views, self._made)
+        for view in views:
+            if isinstance(view, nn.Module): view.to(x.device)
+        return views
+    def _images(self, xb, dl):
+        if isinstance(xb, Tensor): raise TypeError("Batches must be tuples such as `(images,)`")
+        if len(xb)!=1: raise ValueError(f"Batches need one input, got {len(xb)}: set `n_inp=1`")
+        return to_unit(xb[0], find_normalize(dl))
+    def _check_n_in(self, n):
+        n_in = online_model(self.model).spec.n_in
+        if n!=n_in: raise ValueError(f"The body takes {n_in} channels, not {n}: use `BYOL(arch, n_in={n})`")
+    def _check_images(self, x):
+        model = online_model(self.model)
+        check_unit(x)
+        self._check_n_in(x.shape[1])
+        with fixed_rng(0): views = make_views(self.views_for(x), x[:4], check=True)
+        for height,width in {view.shape[-2:] for view in views}:
+            if height==width: model.spec.check_size(model.body, width)
+        torch.clear_autocast_cache() # of casts of the weights that were made without gradient
+        model.view_size,self._checked = views[0].shape[-1],True
+
+# %% ../nbs/05_callback.ipynb #110e6284
+class _Finite:
+    "Notes on the device which batch of an epoch was not finite first, and puts back what it changed"
+    def __init__(self, model, every):
+        self.every,self.sent,device = every,None,model.mean.device
+        changed = [*model.buffers(), *(model.parameters() if every>1 else [])]
+        self.now = [o.detach() for o in changed]
+        self.before = [o.clone() for o in self.now]
+        self.bad = torch.full((), -1, device=device) # number of the batch
+        self.told = torch.full((), -1, pin_memory=device.type=='cuda') # what the host knows of it
+    def remember(self): torch._foreach_copy_(self.before, self.now)
+    def put_back(self):
+        good = self.bad<0
+        for now,before in zip(self.now, self.before): torch.where(good, now, before, out=now)
+    def look(self, number, batch):
+        bad = (~number.detach().isfinite()).any().int()
+        if num_distrib()>1 and dist.is_initialized(): dist.all_reduce(bad)
+        self.bad = torch.where((bad>0) & (self.bad<0), batch, self.bad)
+    def exchange(self):
+        "What the last call, `every` batches ago, sent to the host; send what is known now"
+        if self.sent: self.sent.synchronize() # has long arrived; without it processes could differ
+        told = int(self.told.numpy())
+        self.told.copy_(self.bad, non_blocking=True)
+        if self.bad.is_cuda: self.sent = torch.cuda.current_stream().record_event()
+        return told
+
+class _SmoothLoss(AvgSmoothLoss):
+    "fastai's, but without reading the loss back from the device"
+    def accumulate(self, learn):
+        self.count += 1
+        loss = learn.loss.detach().mean()
+        self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
+
+def _losses_to_cpu(recorder):
+    "Those of this epoch, in one copy"
+    recent = recorder.losses[-recorder.n_iter:]
+    if recent: recent = torch.stack([o.to(recent[-1].device) for o in recent]).cpu().unbind()
+    recorder.losses[-recorder.n_iter:] = recent
+
+def _advance(bar): bar.pbar.update(bar.iter+1)
+
+# %% ../nbs/05_callback.ipynb #a268d236
+class _StopsAtNaN(Callback):
+    "The part of `BYOLCallback` that keeps what is not finite from the model"
+    _finite,_bars = None,()
+    def _begin_checks(self):
+        model,scaler = online_model(self.model),getattr(self.learn, 'scaler', None)
+        every = self.check_every or (1 if model.mean.device.type=='cpu' else 10)
+        if hasattr(self.learn, 'lr_finder') or (scaler and scaler.is_enabled()): every = 1
+        self._finite = _Finite(model, every)
+        if every==1: return
+        # fastai would read the loss after each batch, to average and to show it
+        self._bars = self.learn.cbs.filter(risinstance(ProgressCallback))
+        for bar in self._bars: bar.after_batch = partial(_advance, bar)
+    def _look(self, number):
+        self._finite.look(number, self.iter)
+        if self._finite.every==1: self._stop(int(self._finite.bad))
+    def after_loss(self):
+        if self.training: self._look(self.loss)
+    def before_step(self):
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if not grads: return
+        self._look(nn.utils.get_total_norm(grads))
+        if self._finite.every==1: return
+        bad = self._finite.bad>=0
+        for grad in grads: grad.masked_fill_(bad, 0.) # what the optimiser keeps stays finite
+    def after_batch(self):
+        if not self.training or self._finite.every==1: return
+        self._finite.put_back()
+        if (self.iter+1)%self._finite.every==0: self._stop(self._finite.exchange())
+    def _stop(self, batch):
+        "End the run because of `batch`, unless it is negative"
+        if batch<0: return
+        self.opt.zero_grad()
+        self._finite.put_back()
+        if hasattr(self.learn, 'lr_finder'): raise CancelFitException() # this ends the search
+        where = f"epoch {self.epoch}, batch {batch}, weights are from before it"
+        raise FloatingPointError(f"Loss or gradient not finite at {where}: lower the learning rate, or use `to_bf16`")
 
 # %% ../nbs/05_callback.ipynb #c2ab9841
-class BYOLCallback(Callback):
-    "Pretrain a `BYOL` model: two views of each batch, the target's projections as `yb`, one target update per step"
+class BYOLCallback(_MakesViews, _StopsAtNaN):
+    "Pretrain a `BYOL`: two views of each batch, the target's projections as `yb`, a target update per step"
     # within autocast (MixedPrecision, 10), and after gradients have been unscaled (10) and clipped (11)
     order,run_valid = MixedPrecision.order+2,True
+    _cancelled = False
     def __init__(self,
         views:tuple=None, # pair of callables (bs,c,h,w) in [0,1] -> the same; None: `byol_views(size)`
-        size:int=None, # side of the default views, in pixels; None: that of `unlabelled_dls`, else that of the images
+        size:int=None, # side of the default views, in pixels; None: by `view_size`
         blur:bool=True, # blur the default views? Never at 32 pixels and less
         tau:float=0.996, # weight kept on the target at the first step, in [0,1]
-        tau_end:float=1., # weight kept on the target at the last step, in [0,1]; equal to `tau`: constant
+        tau_end:float=1., # weight kept on the target at the last step, in [0,1]
         valid_seed:int=42, # seed of the views in validation, which must be the same every time
-        check_every:int=None, # batches between checks that the loss is finite; None: 1 on a CPU, else 10; see below
+        check_every:int=None, # batches between checks that the loss is finite; None: 1 on a CPU, else 10
     ):
         check_tau(tau); check_tau(tau_end, 'tau_end')
         if views is not None: views = view_pair(views)
         if size is not None: check_view_size(size)
-        if check_every is not None: check_counts(check_every=check_every)
+        check_counts(check_every=ifnone(check_every, 1))
         store_attr()
-        self.labels,self.taus,self._checked,self._cancelled,self._trained = (),[],False,False,False
-        self._made,self._device = {},torch.device('cpu')
-        self._every,self._kept,self._event,self._quieted = 1,None,None,[]
+        self.labels,self.taus = (),[]
 
     def before_fit(self):
         model = online_model(self.model)
-        if not isinstance(model, BYOL):
-            raise TypeError(f"`model` must be a `BYOL`, got {type(model).__name__}: wrap your body with `BYOL(body)`")
+        if not isinstance(model, BYOL): raise TypeError("No `BYOL` model: wrap your body with `BYOL(body)`")
         # a dls with labels makes `Learner` take its loss, which is not the one for these targets
-        if self.loss_func is getattr(self.dls.train_ds, 'loss_func', None): self.learn.loss_func = BYOLLoss()
+        of_data = getattr(self.dls.train_ds, 'loss_func', None)
+        if self.loss_func is of_data: self.learn.loss_func = BYOLLoss()
         _check_cbs(self.learn)
-        _check_opt(self.opt, model)
+        target = {*model.target.parameters()} if model.momentum else set()
+        if self.opt is not None and target & {*self.opt.all_params().itemgot(0)}:
+            raise ValueError("The optimiser holds the target: use `splitter=trainable_params`")
         norm = find_normalize(self.dls)
         if norm is not None and norm.mean is not None:
             self._check_n_in(len(normalize_stats(norm)[0]))
             model.set_stats(normalize_stats(norm))
-        self._checked,self._new_run,self._trained = False,True,False
-        # `get_preds` gathers what it calls `targets`, and fastai would warn that the model has something of that name
+        for recorder in self.learn.cbs.filter(risinstance(Recorder)):
+            vars(recorder).update(smooth_loss=_SmoothLoss(recorder.smooth_loss.beta)) # fastai would warn
+        self._checked,self._new_run = False,True
+        # `get_preds` gathers `targets`, and fastai would warn that the model has them, too
         warnings.filterwarnings('ignore', message=r'You are shadowing an attribute \(targets\)')
 
 # %% ../nbs/05_callback.ipynb #e7781795
@@ -101,86 +208,46 @@ def _check_cbs(learn):
         name,value = type(cb).__name__,vars(cb).get
         logs = name in ('TensorBoardCallback','TensorBoardProjectorCallback') # without importing tensorboard
         if isinstance(cb, MixHandler):
-            raise TypeError(f"`{name}` mixes labels, which pretraining does not use: remove it, or mix in `views`")
+            raise TypeError(f"`{name}` mixes labels: mix in `views`")
         if logs and (value('trace_model') or value('log_preds') or value('projector', True)):
-            raise TypeError(f"`{name}` cannot show pairs of views: pass `trace_model=False, log_preds=False`")
+            raise TypeError(f"`{name}` shows no pairs of views: `trace_model=False, log_preds=False`")
         tracks = isinstance(cb, TrackerCallback) and cb.monitor in no_value and not value('every_epoch')
         if tracks or (logs and no_value):
             other = ", or `monitor='train_loss'`" if tracks else ''
             raise ValueError(f"`{name}` needs validation images: set `valid_pct` above 0{other}")
 
-def _check_opt(opt, model):
-    if opt is None or not model.momentum: return
-    target = {id(p) for p in model.target.parameters()}
-    if any(id(p) in target for p,*_ in opt.all_params()):
-        raise ValueError("The optimiser holds weights of the target: use a `splitter` of `trainable_params`")
-
 @patch
 def decodes(self:BYOLLoss, pred):
-    raise TypeError("Predictions of `BYOL` are not labels to show: use `learn.byol.show_views()`")
+    raise TypeError("There are no labels to show: use `learn.byol.show_views()`")
 
 # %% ../nbs/05_callback.ipynb #a09082c5
 @patch
 def before_train(self:BYOLCallback):
     if self._new_run:
-        self._check_bs()
+        self._check_bs(self.dls.train)
         self.taus,self._new_run = [],False
+    else: move_images(self.dls) # an epoch has shown how much memory it leaves
     self._begin_checks()
 
 @patch
-def _check_bs(self:BYOLCallback):
-    dl = self.dls.train
+def _check_bs(self:BYOLCallback, dl):
     bs,n = dl_bs(dl),dl_n(dl)
     if n is None: return # an iterable dataset
-    if not len(dl): raise ValueError(f"Not one batch to train on, {n} images for bs={bs}: use a smaller `bs`")
+    if not len(dl): raise ValueError(f"{n} images for bs={bs}: use a smaller `bs`")
     single = bs==1 or (bs and n%bs==1 and not dl_attr(dl, 'drop_last'))
     if single and batch_norms(online_model(self.model)):
-        raise ValueError("Batch norm needs 2 images, got a last batch of 1: set `drop_last=True` or a larger `bs`")
+        raise ValueError("Batch norm needs 2 images, got a last batch of 1: set `drop_last=True`")
 
 @patch
-def _check_n_in(self:BYOLCallback, n):
-    n_in = online_model(self.model).spec.n_in
-    if n!=n_in: raise ValueError(f"The body takes {n_in} channels, the data has {n}: use `BYOL(arch, n_in={n})`")
-
-# %% ../nbs/05_callback.ipynb #f0201907
-@patch
-def views_for(self:BYOLCallback, x):
-    "The pair of views asked for, or the default one for images such as `x`, which may grow from one `fit` to the next"
-    if self.views is not None: return self._placed(self.views, x.device)
-    size,channels = view_size(self.size, self.dls, x),x.shape[1]
-    if (size,channels) not in self._made:
-        views = byol_views(size, n_in=channels, blur_p=None if self.blur else (0.,0.))
-        self._made,self._device = {(size,channels):views},torch.device('cpu')
-    return self._placed(self._made[size,channels], x.device)
+def after_train(self:BYOLCallback):
+    if self._finite: self._stop(int(self._finite.bad)) # between epochs one may wait
+    self._finite = None
+    self.learn.cbs.filter(risinstance(Recorder)).map(_losses_to_cpu)
 
 @patch
-def _placed(self:BYOLCallback, views, device):
-    "`views` on `device`; kornia still draws on the CPU, where a draw is repeatable and nothing waits for it"
-    if device==self._device: return views
-    self._device = device
-    for module in [o for view in views if isinstance(view, nn.Module) for o in view.to(device).modules()]:
-        if hasattr(module, 'set_rng_device_and_dtype'):
-            module.set_rng_device_and_dtype(torch.device('cpu'), torch.float32)
-    return views
-
-# %% ../nbs/05_callback.ipynb #320da885
-@patch
-def _images(self:BYOLCallback, xb, dl):
-    "The batch as images in [0,1]"
-    if isinstance(xb, Tensor): raise TypeError("Batches must be tuples such as `(images,)`, got a tensor")
-    if len(xb)!=1: raise ValueError(f"Batches must have one input, got {len(xb)}: set `n_inp=1` in your data")
-    return to_unit(xb[0], find_normalize(dl))
-
-@patch
-def _check_images(self:BYOLCallback, x):
-    model = online_model(self.model)
-    check_unit(x)
-    self._check_n_in(x.shape[1])
-    with fixed_rng(0): views = make_views(self.views_for(x), x[:4], check=True)
-    for height,width in {view.shape[-2:] for view in views}:
-        if height==width: model.spec.check_size(model.body, width)
-    torch.clear_autocast_cache() # of casts of the weights that were made without gradient
-    model.view_size,self._checked = views[0].shape[-1],True
+def after_fit(self:BYOLCallback):
+    for bar in self._bars: vars(bar).pop('after_batch', None)
+    self.labels,self._finite,self._bars = (),None,()
 
 # %% ../nbs/05_callback.ipynb #aa08fd7c
 @patch
@@ -199,141 +266,43 @@ def _swap(self:BYOLCallback):
     if not self._checked: self._check_images(x)
     self._cancelled,self.labels = False,self.yb
     if self.training:
-        if self._kept is None: self._begin_checks() # outside of `fit`
-        self._kept.copy()
+        if self._finite is None: self._begin_checks() # outside of `fit`
+        self._finite.remember()
         views = make_views(self.views_for(x), x)
     else: # each of several processes has its batches
         seed = self.valid_seed + self.iter*max(num_distrib(), 1) + rank_distrib()
         with fixed_rng(seed): views = make_views(self.views_for(x), x)
-    views = tuple(model.normalize(view) for view in views)
+    views = tuple(map(model.normalize, views))
     self.learn.xb,self.learn.yb = views,(model.targets(*views),)
 
 @patch
 def after_cancel_step(self:BYOLCallback): self._cancelled = True
+
 @patch
 def after_step(self:BYOLCallback):
-    # fastai fires this after a cancelled step, too (float16 overflow), but not while gradients accumulate
+    # also after a cancelled step (float16 overflow), but not while gradients accumulate
     if self._cancelled: return
     model = online_model(self.model)
     self.taus.append(target_decay(*run_step(self.learn), self.tau, self.tau_end))
     model.update_target(self.taus[-1])
-    if model.momentum and model.target_bn!='own': _average_buffers(model.target)
-
-# %% ../nbs/05_callback.ipynb #110e6284
-class _Kept:
-    "Copies of what a batch changes, to put back without asking the device whether to"
-    def __init__(self, tensors):
-        self.now = [o.detach() for o in tensors]
-        self.before = [o.clone() for o in self.now]
-    def copy(self):
-        if self.now: torch._foreach_copy_(self.before, self.now)
-    def put_back(self, unless):
-        for now,before in zip(self.now, self.before): torch.where(unless, now, before, out=now)
-
-def _smooth_on_device(metric, learn):
-    metric.count += 1
-    loss = learn.loss.detach().mean()
-    metric.val = torch.lerp(loss, metric.val.to(loss.device), metric.beta)
-
-def _advance(bar): bar.pbar.update(bar.iter+1)
-
-# %% ../nbs/05_callback.ipynb #c9e5f4c5
-@patch
-def _begin_checks(self:BYOLCallback):
-    model,scaler = online_model(self.model),getattr(self.learn, 'scaler', None)
-    device = model.mean.device
-    self._every = self.check_every or (1 if device.type=='cpu' else 10)
-    if hasattr(self.learn, 'lr_finder') or (scaler and scaler.is_enabled()): self._every = 1
-    changed = list(model.buffers())
-    if self._every>1:
-        changed += [p for p in model.parameters() if p.requires_grad]
-        if model.momentum: changed += model.target.parameters()
-        self._quiet_fastai()
-    self._kept,self._event = _Kept(changed),None
-    self._bad = torch.full((), -1, device=device) # the first batch of this epoch that is not finite
-    self._arrived = torch.full((), -1, pin_memory=device.type=='cuda') # what the host knows of it
-
-@patch
-def _quiet_fastai(self:BYOLCallback):
-    "Keep `Recorder` and the progress bar from reading the loss after each batch"
-    averages = self.learn.cbs.filter(risinstance(Recorder)).attrgot('smooth_loss')
-    bars = self.learn.cbs.filter(risinstance(ProgressCallback))
-    for average in averages: average.accumulate = partial(_smooth_on_device, average)
-    for bar in bars: bar.after_batch = partial(_advance, bar)
-    self._quieted = [(average,'accumulate') for average in averages] + [(bar,'after_batch') for bar in bars]
-
-def _to_cpu(recorder):
-    "The losses of this epoch to the CPU, in one copy"
-    recent = recorder.losses[-recorder.n_iter:]
-    if recent: recent = torch.stack([o.to(recent[-1].device) for o in recent]).cpu().unbind()
-    recorder.losses[-recorder.n_iter:] = recent
-
-# %% ../nbs/05_callback.ipynb #a268d236
-@patch
-def _look(self:BYOLCallback, number):
-    "Note the first batch in which `number` is not finite, in any process"
-    bad = (~number.detach().isfinite()).any().int()
-    if num_distrib()>1 and dist.is_initialized(): dist.all_reduce(bad)
-    self._bad = torch.where((bad>0) & (self._bad<0), self.iter, self._bad)
-    if self._every==1: self._stop(int(self._bad))
-
-@patch
-def after_loss(self:BYOLCallback):
-    if self.training: self._look(self.loss)
-
-@patch
-def before_step(self:BYOLCallback):
-    grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-    if not grads: return
-    self._look(nn.utils.get_total_norm(grads))
-    if self._every==1: return
-    for grad in grads: grad.masked_fill_(self._bad>=0, 0.) # what the optimiser keeps stays finite
-
-@patch
-def after_batch(self:BYOLCallback):
-    if not self.training or self._every==1: return
-    self._kept.put_back(unless=self._bad<0)
-    if (self.iter+1)%self._every: return
-    if self._event: self._event.synchronize() # of `check_every` batches ago
-    self._stop(int(self._arrived.numpy()))
-    self._arrived.copy_(self._bad, non_blocking=True)
-    if self._bad.is_cuda: self._event = torch.cuda.current_stream().record_event()
+    if not model.momentum or model.target_bn=='own' or num_distrib()<2: return
+    for average in [o for o in model.target.buffers() if o.is_floating_point()]:
+        dist.all_reduce(average)
+        average /= num_distrib()
 
 # %% ../nbs/05_callback.ipynb #1b0d99ed
-@patch
-def _stop(self:BYOLCallback, batch):
-    "End the run because of `batch`, unless it is negative"
-    if batch<0: return
-    self.opt.zero_grad()
-    self._kept.put_back(unless=self._bad<0)
-    if hasattr(self.learn, 'lr_finder'): raise CancelFitException() # it looks for the lr at which this happens
-    raise FloatingPointError(f"Loss or gradient not finite at epoch {self.epoch}, batch {batch}: "
-                             "lower the learning rate, look for NaN in the images, or leave float16 (`to_bf16`)")
-
-@patch
-def after_train(self:BYOLCallback):
-    self._trained = True
-    if self._every>1:
-        self._stop(int(self._bad)) # between epochs one may wait
-        self.learn.cbs.filter(risinstance(Recorder)).map(_to_cpu)
-    self._every,self._kept = 1,None
-
-@patch
-def after_fit(self:BYOLCallback):
-    for obj,name in self._quieted: vars(obj).pop(name, None)
-    self.labels,self._kept,self._quieted = (),None,[]
-
-@patch
-def __getstate__(self:BYOLCallback):
-    "What an exported learner holds: no batch, and the size of the default views, which its empty data does not tell"
-    size = self.size or (first(self._made)[0] if self._made else None)
-    return {**vars(self), **dict(labels=(), _made={}, _kept=None, _event=None, _quieted=[]), 'size':size}
-
 @patch
 def show_views(self:BYOLCallback, n=4):
     "Picture: an image, its view 1, its view 2, for `n` training images"
     dl = self.dls.train
-    if hasattr(dl, 'new'): dl = dl.new(shuffle=False, drop_last=False, bs=n, num_workers=0) # training's order stays
+    if hasattr(dl, 'new'): dl = dl.new(shuffle=False, drop_last=False, bs=n, num_workers=0)
     batch = first(dl)
     x = self._images(batch[:1] if not isinstance(batch, Tensor) else batch, self.dls.train)
     with fixed_rng(self.valid_seed): return show_view_grid(x, self.views_for(x), n)
+
+@patch
+def __getstate__(self:BYOLCallback):
+    "Without a batch, but with the size of the default views, which empty data does not tell"
+    size = self.size or (self._made_for and self._made_for[0])
+    dropped = '_made','_made_for','_finite','_bars'
+    return {k:v for k,v in vars(self).items() if k not in dropped} | dict(labels=(), size=size)

@@ -51,17 +51,18 @@ def _plain(o, owner):
     if isinstance(o, (list,L)): return [_plain(v, owner) for v in o]
     if isinstance(o, Path): return str(o)
     if o is None or isinstance(o, (bool,int,float,str)): return o
-    raise TypeError(f"{owner}'s state holds a {type(o).__name__}: a checkpoint keeps tensors, numbers and strings")
+    raise TypeError(f"{owner}'s state holds a {type(o).__name__}: use tensors, numbers and strings")
 
 def _generators(dls): return [dl_attr(dl, 'rng', 'generator') for dl in dls.loaders]
 
 def _chance(dls):
     "Where the random numbers of this process are"
     name,keys,*rest = np.random.get_state()
-    rng = dict(python=random.getstate(), numpy=[name,keys.astype(np.int64),*rest], torch=torch.get_rng_state(),
-               accelerator=None)
-    if torch.accelerator.is_available(): rng['accelerator'] = torch.get_device_module().get_rng_state()
-    order = [g and (g.getstate if isinstance(g, random.Random) else g.get_state)() for g in _generators(dls)]
+    device = torch.get_device_module() if torch.accelerator.is_available() else None
+    rng = dict(python=random.getstate(), numpy=[name,keys.astype(np.int64),*rest],
+               torch=torch.get_rng_state(), accelerator=device and device.get_rng_state())
+    gens = _generators(dls)
+    order = [g and (g.getstate if isinstance(g, random.Random) else g.get_state)() for g in gens]
     return _plain(dict(rng=rng, order=order), 'chance')
 
 def _set_chance(dls, state):
@@ -75,46 +76,44 @@ def _set_chance(dls, state):
         if g: (g.setstate if isinstance(g, random.Random) else g.set_state)(st)
 
 # %% ../nbs/13_checkpoint.ipynb #b7304a66
-# what callbacks without a `state_dict` carry from one epoch to the next, and set up again in `before_fit`
+# what callbacks without a `state_dict` carry from epoch to epoch, and set up again in `before_fit`
 _carried = {TrackerCallback:['best'], EarlyStoppingCallback:['wait'], ReduceLROnPlateau:['wait'],
             ParamScheduler:['hps'], GradientAccumulation:['count'], BYOLCallback:['taus']}
 
-def _keeps_state(cb): return hasattr(type(cb), 'load_state_dict') # an instance would ask learner and model
-
 def _named(cbs):
-    "Callbacks by a name that is the same in the next run, two of one class as well"
-    groups = groupby(cbs.sorted('order'), 'name')
-    return {f'{name}_{i}' if i else name:cb for name,group in groups.items() for i,cb in enumerate(group)}
+    "(name, callback, has it a state?); names are the same in the next run, for two of one class as well"
+    for name,group in groupby(cbs.sorted('order'), 'name').items():
+        for i,cb in enumerate(group): # the class: an instance would ask learner and model
+            yield f'{name}_{i}' if i else name,cb,hasattr(type(cb), 'load_state_dict')
 
 def _cbs_state(cbs):
-    res = {}
-    for name,cb in _named(cbs).items():
+    states = {}
+    for name,cb,has_state in _named(cbs):
         attrs = [a for t,names in _carried.items() if isinstance(cb, t) for a in names if a in vars(cb)]
-        st = cb.state_dict() if _keeps_state(cb) else {a:vars(cb)[a] for a in attrs}
-        if st: res[name] = _plain(st, type(cb).__name__)
-    return res
+        state = cb.state_dict() if has_state else {a:vars(cb)[a] for a in attrs}
+        if state: states[name] = _plain(state, type(cb).__name__)
+    return states
 
 def _load_cbs(cbs, states):
-    for name,cb in _named(cbs).items():
-        if name in states: (cb.load_state_dict if _keeps_state(cb) else vars(cb).update)(states[name])
+    for name,cb,has_state in _named(cbs):
+        if name in states: (cb.load_state_dict if has_state else vars(cb).update)(states[name])
 
-# %% ../nbs/13_checkpoint.ipynb #eef5bbf0
 def _opt_state(opt):
     "State of the optimiser, and the gradients, which with accumulation outlive an epoch"
-    grads = [p.grad for p,*_ in opt.all_params()]
-    grads = [None if g is None else g if g.any() else 0 for g in grads]
-    st = dict(kind=type(opt).__name__, state=opt.state_dict(), grads=grads, frozen=opt.frozen_idx)
-    return _plain(st, type(opt).__name__)
+    grads = [p.grad if p.grad is not None and p.grad.any() else None for p,*_ in opt.all_params()]
+    state = dict(kind=type(opt).__name__, state=opt.state_dict(), grads=grads, frozen=opt.frozen_idx)
+    return _plain(state, type(opt).__name__)
 
+# %% ../nbs/13_checkpoint.ipynb #eef5bbf0
 def _load_opt(opt, st, file):
-    params,sd = opt.all_params().itemgot(0),st['state']
+    params,state = opt.all_params().itemgot(0),st['state']
     kind,n_params = st['kind'],len(st['grads'])
     if (kind,n_params)!=(type(opt).__name__,len(params)):
         raise ValueError(f"{file} needs {kind} of {n_params} weights: use the same `opt_func` and `splitter`")
-    if isinstance(opt, Optimizer): sd = to_device({**sd, 'hypers':L(sd['hypers'])}, params[0].device) # torch's do so
-    opt.load_state_dict(sd)
-    for p,g in zip(params, st['grads']):
-        p.grad = None if g is None else torch.zeros_like(p) if isinstance(g, int) else g.to(p)
+    if isinstance(opt, Optimizer): # torch's do so themselves
+        state = to_device({**state, 'hypers':L(state['hypers'])}, params[0].device)
+    opt.load_state_dict(state)
+    for p,grad in zip(params, st['grads']): p.grad = grad.to(p) if isinstance(grad, Tensor) else None
 
 def _recorder_state(rec):
     st = {k:getattr(rec, k) for k in ('lrs','iters','values','metric_names')}
@@ -124,11 +123,10 @@ def _recorder_state(rec):
 
 def _load_recorder(rec, st):
     rec.lrs,rec.iters = st['lrs'],st['iters']
-    if not hasattr(rec, 'metric_names'): rec.metric_names = L(st['metric_names']) # else the columns are this run's
+    if not hasattr(rec, 'metric_names'): rec.metric_names = L(st['metric_names'])
     rec.values,rec.losses = [L(o) for o in st['values']],[*ifnone(st['losses'], [])]
     rec.smooth_loss.count,rec.smooth_loss.val = st['count'],st['smooth']
 
-# %% ../nbs/13_checkpoint.ipynb #a290a65a
 def _setting(learn):
     "What changes the arithmetic of a run, beside its model and optimiser"
     train = learn.dls.train
@@ -145,11 +143,6 @@ def _run_state(learn, epoch, batch, start):
         scaler=scaler.state_dict() if scaler else {}, recorder=_recorder_state(learn.recorder),
         chance=gather_objects(_chance(learn.dls)), start=gather_objects(start) if batch else None)
 
-def _read_run(file):
-    st = load_state(file)
-    if isinstance(st, dict) and st.get('format')==1: return st
-    raise ValueError(f"{file} is not a checkpoint that fastbyol {fastbyol.__version__} reads")
-
 # %% ../nbs/13_checkpoint.ipynb #ff0b8041
 def lock_folder(
     folder:str|Path # folder that one run writes to; made where it does not exist
@@ -161,7 +154,7 @@ def lock_folder(
     try: lock = FileLock(folder/'.lock', timeout=0, is_singleton=True).acquire()
     except Timeout:
         name = holder.read_text() if holder.exists() else 'another process'
-        raise BlockingIOError(f"{folder} is in use by {name}: wait for it, or choose another folder") from None
+        raise BlockingIOError(f"{folder} is in use by {name}: wait, or choose another folder") from None
     except (OSError,NotImplementedError) as e:
         warn(f"{folder} cannot be locked ({e}): let no other run write to it")
         return nullcontext()
@@ -170,6 +163,7 @@ def lock_folder(
 
 # %% ../nbs/13_checkpoint.ipynb #63770bbf
 _name = re.compile(r'run(\d+)_epoch(\d+)(?:_batch(\d+))?\.ckpt$')
+def _folders(learn): return getattr(learn, 'checkpoint_folders', set()) # that it may write to
 def _numbers(file): return [int(o or 0) for o in _name.match(file.name).groups()]
 
 def checkpoints(
@@ -179,29 +173,61 @@ def checkpoints(
     files = L(Path(folder).glob('*.ckpt')).filter(lambda o: _name.match(o.name))
     return files.sorted(_numbers, reverse=True)
 
+# %% ../nbs/13_checkpoint.ipynb #f412dd45
+class _RunFiles(Callback):
+    "The part of `CheckpointCallback` that names, writes and removes files"
+    def _begin(self):
+        "Before the first batch: the first process claims the folder, and all hear of it"
+        columns,monitor = list(self.recorder.metric_names)[1:],self.monitor or 'knn'
+        if self.monitor and monitor not in columns:
+            raise ValueError(f"There is no column {monitor!r}: choose from {', '.join(columns)}")
+        self._column = columns.index(monitor) if monitor in columns else None
+        try: claim = None if rank_distrib() else self._claim()
+        except (OSError,ValueError) as e: claim = e
+        self._run_no = claim = gather_objects(claim)[0]
+        if isinstance(claim, Exception): raise claim
+        self.learn.checkpoint_folders = _folders(self.learn) | {self.folder.resolve()}
+    def _claim(self):
+        "Lock the folder, look what it holds, and give this run a number"
+        self._lock,old = lock_folder(self.folder),checkpoints(self.folder)
+        if self.folder.resolve() not in _folders(self.learn):
+            if old and not self.overwrite:
+                self.after_fit()
+                raise ValueError(f"{self.folder} holds {old[0].name}: `resume` it, or `overwrite=True`")
+            for f in [*old, self.folder/'best.ckpt']: f.unlink(missing_ok=True)
+        for f in self.folder.glob('.*.ckpt.*.tmp'): f.unlink() # of a run that was killed while it wrote
+        return 1 + max([_numbers(f)[0] for f in checkpoints(self.folder)], default=0)
+    def _save(self, epoch, batch, due=True, better=False):
+        due,better = gather_objects((due,better))[0] # the first process decides: it may measure alone
+        if not (due or better): return
+        state = _run_state(self.learn, epoch, batch, self._start)
+        if rank_distrib(): return
+        if better: save_state(state, self.folder/'best.ckpt') # first: the other state says that it exists
+        if not due: return
+        batch = f'_batch{batch:06d}' if batch else ''
+        save_state(state, self.folder/f'run{self._run_no:03d}_epoch{epoch:04d}{batch}.ckpt')
+        if self.keep: checkpoints(self.folder)[self.keep:].map(Path.unlink)
+
 # %% ../nbs/13_checkpoint.ipynb #ebdd9fcc
-class CheckpointCallback(Callback):
+class CheckpointCallback(_RunFiles):
     "Keep the last checkpoints of a run, and the best one, in a folder that `learn.resume` reads"
     order,run_valid = 1001,False # after all that changes anything at the end of a batch or of an epoch
-    best,_lock,_run_no,_in_epoch = None,nullcontext(),None,False
+    _lock,_run_no,_in_epoch = nullcontext(),None,False
     def __init__(self,
         folder:str|Path='checkpoints', # folder to write to; of this run alone
         every:int=1, # epochs from one checkpoint to the next; there is always one after the last epoch
         every_batches:int=None, # also every so many training batches, for long epochs
         keep:int=3, # how many to keep, the newest ones; None: all
-        monitor:str=None, # column of the recorder to keep the best by, as `best.ckpt`; None: 'knn', where it exists
-        comp:callable=None, # is the first better? None: `np.less` for losses and errors, else `np.greater`
-        overwrite:bool=False, # delete checkpoints of an earlier run in `folder`, unless training resumes from them
+        monitor:str=None, # column of the recorder that tells the best; None: 'knn', if it exists
+        comp:callable=None, # is the first better? None: `np.less` for a loss or error, else `np.greater`
+        overwrite:bool=False, # delete checkpoints of another run, unless training resumes from them
     ):
         check_counts(every=every, every_batches=ifnone(every_batches, 1), keep=ifnone(keep, 1))
         store_attr()
-        self.folder = Path(folder)
-        if comp is None: self.comp = np.less if monitor and re.search('loss|error', monitor) else np.greater
+        self.folder,self.best = Path(folder),None
+        self.comp = comp or (np.less if re.search('loss|error', monitor or '') else np.greater)
 
-    def state_dict(self)->dict: return dict(best=self.best)
-    def load_state_dict(self, state): self.best = state['best']
     def __getstate__(self): return {k:v for k,v in self.__dict__.items() if k not in ('_lock','_start')}
-
     def after_fit(self):
         self._lock.__exit__(None, None, None)
         self._lock = nullcontext()
@@ -216,35 +242,7 @@ class CheckpointCallback(Callback):
     def after_batch(self):
         due = self.every_batches and self.train_iter%self.every_batches==0
         if self._in_epoch and due and self.iter+1<self.n_iter: self.save_now()
-    def save_now(self):
-        "Write a checkpoint at once, in `after_batch` or `after_epoch` of a later callback; every process must call it"
-        self._save(*((self.epoch,self.iter+1) if self._in_epoch else (self.epoch+1,0)))
-
-# %% ../nbs/13_checkpoint.ipynb #f412dd45
-@patch
-def _begin(self:CheckpointCallback):
-    "Before the first batch: the first process claims the folder, and all hear of it"
-    columns,monitor = list(self.recorder.metric_names)[1:],self.monitor or 'knn'
-    if self.monitor and monitor not in columns:
-        raise ValueError(f"There is no column {monitor!r} to keep the best by: choose from {', '.join(columns)}")
-    self._column = columns.index(monitor) if monitor in columns else None
-    try: claim = None if rank_distrib() else self._claim()
-    except (OSError,ValueError) as e: claim = e
-    self._run_no = claim = gather_objects(claim)[0]
-    if isinstance(claim, Exception): raise claim
-    self.learn.checkpoint_folders = {*getattr(self.learn, 'checkpoint_folders', []), self.folder.resolve()}
-
-@patch
-def _claim(self:CheckpointCallback):
-    "Lock the folder, look what it holds, and give this run a number"
-    self._lock,old = lock_folder(self.folder),checkpoints(self.folder)
-    if self.folder.resolve() not in getattr(self.learn, 'checkpoint_folders', []):
-        if old and not self.overwrite:
-            self.after_fit()
-            raise ValueError(f"{self.folder} holds {old[0].name} of another run: `resume` it, or set `overwrite=True`")
-        for f in [*old, self.folder/'best.ckpt']: f.unlink(missing_ok=True)
-    for f in self.folder.glob('.*.ckpt.*.tmp'): f.unlink() # of a run that was killed while it wrote
-    return 1 + max([_numbers(f)[0] for f in checkpoints(self.folder)], default=0)
+_carried[CheckpointCallback] = ['best']
 
 # %% ../nbs/13_checkpoint.ipynb #2f942428
 @patch
@@ -258,30 +256,23 @@ def after_epoch(self:CheckpointCallback):
     self._save(done, 0, done%self.every==0 or done==self.n_epoch, better)
 
 @patch
-def _save(self:CheckpointCallback, epoch, batch, due=True, better=False):
-    due,better = gather_objects((due,better))[0] # the first process decides: it may be the only one that measures
-    if not (due or better): return
-    state = _run_state(self.learn, epoch, batch, self._start)
-    if rank_distrib(): return
-    if better: save_state(state, self.folder/'best.ckpt') # first: the other one's state says that it exists
-    if not due: return
-    batch = f'_batch{batch:06d}' if batch else ''
-    save_state(state, self.folder/f'run{self._run_no:03d}_epoch{epoch:04d}{batch}.ckpt')
-    if self.keep: checkpoints(self.folder)[self.keep:].map(Path.unlink)
+def save_now(self:CheckpointCallback):
+    "Write a checkpoint at once, in `after_batch` or `after_epoch` of a later callback, in every process"
+    self._save(*((self.epoch,self.iter+1) if self._in_epoch else (self.epoch+1,0)))
 
 # %% ../nbs/13_checkpoint.ipynb #bee656b5
 def _load_run(learn, st, file):
-    "Load weights, optimiser and random numbers; `_put_back` loads what callbacks set up when training begins"
+    "Load weights, optimiser and random numbers; `_put_back` loads what callbacks set up"
     if len({*gather_objects((file.name,st['epoch'],st['batch']))})>1:
-        raise ValueError(f"The processes found other checkpoints, this one {file}: use a folder that all of them see")
+        raise ValueError(f"Not all processes found {file}: use a folder that all of them see")
     now = {k:v for k,v in _setting(learn).items() if None not in (v,st.get(k)) and st[k]!=v}
     other = ', '.join(f'{k}={st[k]} (now {v})' for k,v in now.items())
-    if now: warn(f"{file} is of a run with {other}: what is left is trained as set now, and not bit for bit the same")
-    if now.keys()-{'n_epoch','precision'}: st.update(batch=0, chance=None) # with other data the epoch begins again
+    if now: warn(f"{file} is of a run with {other}: what is left is trained as set now, not bit for bit the same")
+    if now.keys()-{'n_epoch','precision'}: st.update(batch=0, chance=None) # begin the epoch again
     load_strict(online_model(learn.model), st['model'], str(file))
     _load_opt(learn.opt, st['opt'], file)
     learn.train_iter = st['train_iter']
-    getattr(learn.dls, 'n_inp', None) # fastai looks at an item to find out, once: before the random numbers are set
+    getattr(learn.dls, 'n_inp', None) # fastai looks at an item to find out, with random numbers
     if st['chance']: _set_chance(learn.dls, st['chance'][rank_distrib()])
 
 def _put_back(learn, st):
@@ -293,7 +284,7 @@ def _put_back(learn, st):
 def _resumed_fit(learn, file):
     "fastai's loop over the epochs, from where `file` was saved; in place of `learn._do_fit`"
     if hasattr(learn, 'lr_finder'): return Learner._do_fit(learn)
-    st = _read_run(file)
+    file,st = _newest(file)
     if learn.opt.frozen_idx!=st['opt'].get('frozen', learn.opt.frozen_idx):
         return print(f"{file} is of a fit with other layers frozen: this one is passed over")
     _load_run(learn, st, file)
@@ -323,26 +314,27 @@ def _first_batches(learn, st):
     for i,b in batches: learn.one_batch(i, b)
 
 # %% ../nbs/13_checkpoint.ipynb #eb24eb56
-def _newest(folder):
-    "The newest checkpoint in `folder` that can be read, and what it holds"
+def _newest(path):
+    "The newest checkpoint in the folder `path`, or `path`, that can be read, and what it holds"
     damaged = []
-    for file in checkpoints(folder):
-        try: st = _read_run(file)
+    for file in [path] if path.is_file() else checkpoints(path):
+        try: st = load_state(file)
         except ValueError as e: damaged.append(str(e))
         else:
+            if not isinstance(st, dict) or st.get('format')!=1:
+                raise ValueError(f"{file} is not a checkpoint that fastbyol {fastbyol.__version__} reads")
             if damaged: warn(f"{'; '.join(damaged)}: resuming from {file.name}, the one before")
             return file,st
-    if damaged: raise ValueError(f"No checkpoint in {folder} can be read: {'; '.join(damaged)}")
+    if damaged: raise ValueError(f"No checkpoint in {path} can be read: {'; '.join(damaged)}")
     return None,None
 
 @patch
 def resume(self:Learner,
-    path:str|Path, # folder of a `CheckpointCallback`: its newest checkpoint that is whole; or a file in it
+    path:str|Path, # folder of a `CheckpointCallback`, for its newest whole checkpoint; or a file in it
     missing_ok:bool=False, # start from the beginning where there is no checkpoint yet?
 )->Learner: # `fit`, called as it was called before, resumes where the checkpoint was taken
     "Load a checkpoint, and let the next fit resume from it"
-    path = Path(path)
-    file,st = (path,_read_run(path)) if path.is_file() else _newest(path)
+    file,st = _newest(path := Path(path))
     if missing_ok and not file: return self
     if not file: raise FileNotFoundError(f"No checkpoint in {path.absolute()}: `missing_ok=True` trains without one")
     model = online_model(self.model)
@@ -350,7 +342,7 @@ def resume(self:Learner,
     if hasattr(model, 'view_size'): model.view_size = st['view_size']
     _load_recorder(self.recorder, st['recorder'])
     self._do_fit = partial(_resumed_fit, self, file)
-    self.checkpoint_folders = {*getattr(self, 'checkpoint_folders', []), file.parent.resolve()}
+    self.checkpoint_folders = _folders(self) | {file.parent.resolve()}
     batches = f" and {st['batch']} of {st['n_iter']} batches" if st['batch'] else ''
     if not rank_distrib(): print(f"{file}: {st['epoch']} of {st['n_epoch']} epochs{batches} are done")
     return self

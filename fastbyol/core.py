@@ -14,7 +14,7 @@ import os,random,sys,warnings
 import torch.distributed as dist
 from contextlib import contextmanager
 from fastcore.imports import IN_NOTEBOOK
-with warnings.catch_warnings(): # as they are imported, fastai and kornia call what torch no longer recommends
+with warnings.catch_warnings(): # fastai and kornia call what torch no longer recommends
     warnings.filterwarnings('ignore', '.*torch.jit.script', FutureWarning)
     import kornia.augmentation
     from fastai.vision.all import *
@@ -139,18 +139,18 @@ def check_unit(
     x:Tensor # images (bs, c, h, w)
 ):
     "Raise an error unless `x` is a batch of finite images in [0,1]"
-    if x.ndim!=4: raise ValueError(f"Images must be (bs,c,h,w), got {[*x.shape]}: use `item_tfms=Resize(size)`")
+    if x.ndim!=4: raise ValueError(f"Images are (bs,c,h,w), got {[*x.shape]}: use `item_tfms=Resize(size)`")
     low,high = x.min().item(),x.max().item()
-    if not math.isfinite(high-low): raise ValueError("Images hold NaN or infinity: check the files and the transforms")
+    if not math.isfinite(high-low): raise ValueError("Images hold NaN or infinity: check the files")
     if low<-.01 or high>1.01:
-        raise ValueError(f"Images must be in [0,1], got {low:.2f} to {high:.2f}: use `IntToFloatTensor`, `Normalize`")
+        raise ValueError(f"Images are in [0,1], got {low:.2f} to {high:.2f}: use `IntToFloatTensor`")
 
 # %% ../nbs/00_core.ipynb #3d82e320
 @contextmanager
 def whole_file(
     file:Path # file to write
 ):
-    "A temporary name to write to, then renamed: `file` is complete at any moment, the old one or the new one"
+    "A temporary name to write to, then renamed: `file` is complete at any moment, as it was or is"
     tmp = file.with_name(f'.{file.name}.{os.getpid()}.tmp')
     try:
         yield tmp
@@ -168,13 +168,13 @@ def load_strict(
     sd:dict, # state dict
     what:str='The body', # what is loaded, for the error
 ):
-    "Load every key of `sd` into `m`; an error names the first key that is missing, unexpected or of another shape"
+    "Load every key of `sd` into `m`, or name the first key that is missing, unexpected or of another shape"
     have = m.state_dict()
     faults = {'missing':[k for k in have if k not in sd], 'unexpected':[k for k in sd if k not in have]}
     faults['of another shape'] = [f'{k}: {tuple(sd[k].shape)} instead of {tuple(have[k].shape)}'
                                   for k in sd if k in have and sd[k].shape!=have[k].shape]
     found = '; '.join(f'{len(keys)} {fault}, first {keys[0]}' for fault,keys in faults.items() if keys)
-    if found: raise ValueError(f"{what} does not fit, keys {found}: use the same `arch`, `n_in`, `small_stem`, `layer`")
+    if found: raise ValueError(f"{what} does not fit, keys {found}: use the same `arch`, `n_in`, `layer`")
     m.load_state_dict(sd)
 
 # %% ../nbs/00_core.ipynb #c1360c8d

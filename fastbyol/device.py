@@ -26,7 +26,8 @@ def best_precision(
     if kind=='cuda': return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
     if kind!='cpu': return 'fp32'
     # torch 2.6 has no public name for what a processor can do
-    return 'bf16' if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else 'channels_last'
+    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return 'bf16' if has_bf16 else 'channels_last'
 
 def check_precision(
     precision:str, # 'auto', 'fp32', 'channels_last', 'tf32', 'bf16' or 'fp16'
@@ -36,51 +37,45 @@ def check_precision(
     known,kind = 'auto fp32 channels_last tf32 bf16 fp16'.split(),torch.device(device).type
     if precision not in known: raise ValueError(f"`precision` is one of {known}, got {precision!r}")
     if precision in ('fp16','tf32') and kind!='cuda':
-        raise ValueError(f"{precision!r} needs a GPU, and training is on the {kind}: use 'bf16' or 'fp32'")
+        raise ValueError(f"{precision!r} needs a GPU, this is a {kind}: use 'bf16' or 'fp32'")
 
 # %% ../nbs/08_device.ipynb #ee6d9ab4
 class DeviceMixedPrecision(MixedPrecision):
     "fastai's `MixedPrecision` on any device: bfloat16 works on a CPU as well"
     name = 'mixed_precision' # under which `MixedPrecision` is found in a learner
     def before_fit(self):
-        other = first(o for o in self.learn.cbs if isinstance(o, MixedPrecision) and o is not self)
-        if other is not None: return self._make_way(other)
+        learn,others = self.learn,[o for o in self.learn.cbs if isinstance(o, MixedPrecision) and o is not self]
+        if others: # two would unscale the gradients twice
+            learn.remove_cb(self)
+            learn.mixed_precision,learn.precision = others[0],AMPMode(others[0].amp_mode).value
+            return
         kind = first(self.model.parameters()).device.type
         if kind=='cuda': return super().before_fit()
         check_precision(self.amp_mode.value, kind)
         self.autocast,self.scales = torch.autocast(kind, torch.bfloat16),L()
-        self.learn.scaler = GradScaler(kind, enabled=False)
-
-    def _make_way(self, other):
-        "Two would unscale the gradients twice"
-        learn = self.learn
-        learn.remove_cb(self)
-        learn.mixed_precision,learn.precision = other,AMPMode(other.amp_mode).value
+        learn.scaler = GradScaler(kind, enabled=False)
 
 # %% ../nbs/08_device.ipynb #8f9e392c
-def _kernel_settings():
-    cudnn = torch.backends.cudnn
-    try: return cudnn.benchmark,cudnn.allow_tf32,torch.get_float32_matmul_precision()
-    except RuntimeError: return cudnn.benchmark,None,None # `fp32_precision` is in use, which excludes the other two
-
-def _set_kernels(benchmark, conv_tf32, matmul):
-    torch.backends.cudnn.benchmark = benchmark
-    if matmul is None: return
-    torch.backends.cudnn.allow_tf32 = conv_tf32
-    torch.set_float32_matmul_precision(matmul)
-
 class GPUKernels(Callback):
     "During a fit, cuDNN chooses its algorithms by trial, and float32 products are TF32 or not"
-    order = MixedPrecision.order-1
+    order,_before = MixedPrecision.order-1,None
     def __init__(self,
         tf32:bool=False # TF32 for float32 products?
-    ): self.tf32,self._before = tf32,None
+    ): self.tf32 = tf32
     def before_fit(self):
         self.after_fit() # an error may have ended the last fit
-        self._before = _kernel_settings()
-        _set_kernels(True, self.tf32, self._before[2] and ('high' if self.tf32 else 'highest'))
+        cudnn,matmul = torch.backends.cudnn,'high' if self.tf32 else 'highest'
+        try: self._before = cudnn.benchmark,cudnn.allow_tf32,torch.get_float32_matmul_precision()
+        except RuntimeError: # `fp32_precision` is in use, which excludes the other two
+            self._before,matmul = (cudnn.benchmark,None,None),None
+        self._set(True, self.tf32, matmul)
+    def _set(self, benchmark, conv_tf32, matmul):
+        torch.backends.cudnn.benchmark = benchmark
+        if matmul is None: return
+        torch.backends.cudnn.allow_tf32 = conv_tf32
+        torch.set_float32_matmul_precision(matmul)
     def after_fit(self):
-        if self._before is not None: _set_kernels(*self._before)
+        if self._before is not None: self._set(*self._before)
         self._before = None
 
 # %% ../nbs/08_device.ipynb #a945c5bb
@@ -93,7 +88,7 @@ def set_precision(self:Learner,
 )->Learner: # itself
     "Train in `precision` and the layout that goes with it; `self.precision` says which it is"
     model,device = online_model(self.model),_device(self)
-    users = first(o for o in self.cbs if isinstance(o, MixedPrecision) and not isinstance(o, DeviceMixedPrecision))
+    users = first(o for o in self.cbs.filter(risinstance(MixedPrecision)) if type(o) is not DeviceMixedPrecision)
     if precision=='auto': precision = AMPMode(users.amp_mode).value if users else best_precision(device)
     check_precision(precision, device)
     self.remove_cbs([MixedPrecision,ChannelsLast,GPUKernels])
@@ -140,7 +135,7 @@ def _capture(model, views, compiled):
         with fixed_rng(0), torch.autocast(kind, dtype, enabled, cache_enabled=False), _compiled(model, compiled):
             passes = model.targets,model
             targets,_ = torch.cuda.make_graphed_callables(passes, (sample,sample), allow_unused_input=True)
-        return targets,model.forward
+        return targets,model.forward,model.features # which lie where the graph writes them
     finally:
         model.__dict__.pop('forward', None) # where torch put the graph
         with torch.no_grad(): torch._foreach_copy_(buffers, before)
@@ -170,8 +165,9 @@ class GraphedPasses(Callback):
         return self.passes[0](*views).clone() # the next pass overwrites what a graph returns
 
     def _forward(self, *views):
-        self._take_out()
-        return self.passes[1](*views).clone()
+        model,(_,forward,features) = self._take_out(),self.passes
+        predictions,model.features = forward(*views).clone(),features
+        return predictions
 
     def _take_out(self):
         model = online_model(self.model)
@@ -191,19 +187,16 @@ class GraphedPasses(Callback):
 def _prepare(self:GraphedPasses, model, views, shapes):
     "Capture for views such as these, compiled where that pays and works"
     self.passes,self.shapes,self.why_not = None,shapes,why_no_graphs(self.learn)
-    if self.why_not is None and ifnone(self.compile, self.n_epoch*self.n_iter>=8_000):
-        problem = self._try(model, views, compiled=True)
-        if problem: warnings.warn(f"Training without compilation: {problem}")
-    if self.why_not is None and self.passes is None: self.why_not = self._try(model, views, compiled=False)
+    compile = ifnone(self.compile, self.n_epoch*self.n_iter>=8_000)
+    for compiled in ([True,False] if compile else [False]) if self.why_not is None else []:
+        try: self.passes = _capture(model, views, compiled)
+        except Exception as e: # no compiler, no memory, an operation that cannot be captured
+            problem = f'{type(e).__name__}: {first(str(e).splitlines())}'
+            if compiled: warnings.warn(f"Training without compilation: {problem}")
+            else: self.why_not = problem
+        else: break
     if self.why_not is not None: warnings.warn(f"Training without CUDA graphs: {self.why_not}")
 
-@patch
-def _try(self:GraphedPasses, model, views, compiled):
-    "Capture; what went wrong, if anything: no compiler, no memory, an operation that cannot be captured"
-    try: self.passes = _capture(model, views, compiled)
-    except Exception as e: return f'{type(e).__name__}: {first(str(e).splitlines())}'
-
-# %% ../nbs/08_device.ipynb #7ab688ae
 @patch
 def set_graphs(self:Learner,
     graphs:bool=True, # run training passes in CUDA graphs, on CUDA?
@@ -212,5 +205,5 @@ def set_graphs(self:Learner,
     "Train with CUDA graphs where the model is on CUDA"
     self.remove_cb(GraphedPasses)
     if graphs and _device(self).type=='cuda': self.add_cb(GraphedPasses(compile))
-    elif compile: warnings.warn("`compile=True` needs CUDA graphs, which are off: use `learn.model.body.compile()`")
+    elif compile: warnings.warn("`compile=True` needs CUDA graphs: use `learn.model.body.compile()`")
     return self

@@ -30,7 +30,7 @@ class FullBatchesDL(DistributedDL):
         if dl.dataset is not None: dl.it = iter(dl.dataset)
         for ids in chunked(samps, dl.bs):
             items = [o for o in map(dl.do_item, ids) if o is not None]
-            if not items: raise ValueError(f"None of the {len(ids)} items of a batch could be read: leave them out")
+            if not items: raise ValueError(f"None of {len(ids)} items could be read: leave them out")
             yield dl.do_batch([items[i%len(items)] for i in range(len(ids))])
 
 # %% ../nbs/14_distributed.ipynb #7234b1a7
@@ -49,12 +49,12 @@ class ShardedDL(FullBatchesDL):
     def get_idxs(self):
         idxs = self._broadcast(list(self.dl.get_idxs()), 0)
         idxs = [i for part in self._slices(len(idxs)) for i in idxs[part]]
-        self.n = self.n_padded = len(idxs)*self.world_size # nothing is repeated, nothing to take off again
+        self.n = self.n_padded = len(idxs)*self.world_size # nothing is repeated
         return idxs
 
 # %% ../nbs/14_distributed.ipynb #014cf25e
 class DistributedBYOL(Callback):
-    "Beside fastai's `DistributedTrainer`: shares out every batch, and keeps processes alike where torch does not"
+    "Beside fastai's `DistributedTrainer`: shares out every batch, and keeps processes alike"
     order,_loaders = TrainEvalCallback.order-1,None # before the model goes to the device of the data
 
     @property
@@ -70,41 +70,31 @@ class DistributedBYOL(Callback):
     def _prepare(self, accelerator):
         device,trainer = accelerator.device,self._trainer
         if trainer.sync_bn and device.type!='cpu': self.learn.model = convert_sync_batchnorm(self.model)
-        trainer.sync_bn = False # torch's own would lose the activations of timm's layers, and needs a GPU
-        # finds weights without a gradient once; `find_unused_parameters` looks at every step, and warns where none is
+        trainer.sync_bn = False # torch's own would lose activations of timm's layers
+        # finds weights without a gradient once; `find_unused_parameters` would look at every step
         handler = accelerator.ddp_handler
         accelerator.ddp_handler = handler or DistributedDataParallelKwargs(static_graph=True)
-        self._share_loaders(device)
+        self.dls.to(device) # they were made before it was known which one is ours
+        self._loaders = list(self.dls.loaders)
+        self.learn.dls.loaders = [self._share(dl, dl is self.dls.train) for dl in self._loaders]
         with torch.random.fork_rng([]): seed = torch.randint(2**31, ()).item()
         seed = gather_objects(seed)[0]
         if rank_distrib(): set_seed(seed + rank_distrib())
+    def before_validate(self):
+        if self._loaders: self.learn.dl = self._share(self.learn.dl) # `validate` took it before `before_fit`
+    def after_train(self):
+        if self._loaders is None: return
+        with torch.no_grad():
+            for b in self.learn.model.buffers(): dist.broadcast(b, 0)
+    def after_fit(self):
+        if self._loaders: self._trainer.old_dls,self._loaders = self._loaders,None # which it puts back
 
 # %% ../nbs/14_distributed.ipynb #fa800eec
-@patch
-def _share_loaders(self:DistributedBYOL, device):
-    self.dls.to(device) # they were made before it was known which one is ours
-    self._loaders = list(self.dls.loaders)
-    self.learn.dls.loaders = [self._share(dl, dl is self.dls.train) for dl in self._loaders]
-
 @patch
 def _share(self:DistributedBYOL, dl, train=False):
     if isinstance(dl, DistributedDL): return dl
     cls = ShardedDL if train or not dl_n(dl) else FullBatchesDL # fastai's cannot share out nothing
     return cls(dl, device=self.dls.device)
-
-@patch
-def before_validate(self:DistributedBYOL):
-    if self._loaders: self.learn.dl = self._share(self.learn.dl) # `validate` took it before `before_fit`
-
-@patch
-def after_train(self:DistributedBYOL):
-    if self._loaders is None: return
-    with torch.no_grad():
-        for b in self.learn.model.buffers(): dist.broadcast(b, 0)
-
-@patch
-def after_fit(self:DistributedBYOL):
-    if self._loaders: self._trainer.old_dls,self._loaders = self._loaders,None # which it puts back
 
 @patch
 def after_create(self:BYOLCallback):

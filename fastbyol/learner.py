@@ -24,7 +24,7 @@ from .device import *
 def _takes_small_stem(arch):
     if isinstance(arch, str):
         return timm.is_model(arch) and timm.model_entrypoint(arch).__module__=='timm.models.resnet'
-    return not isinstance(arch, nn.Module) and bool(re.search('resne[tx]', getattr(arch, '__name__', '')))
+    return not isinstance(arch, nn.Module) and 'resne' in getattr(arch, '__name__', '')
 
 def _as_recipe(which, dls):
     "`which` where it is a `Recipe` for the batches of `dls`; the recipe of a preset's name, or of True"
@@ -32,19 +32,19 @@ def _as_recipe(which, dls):
     if which is True or isinstance(which, str):
         check_counts(bs=bs)
         which = recipe(bs=bs, preset=None if which is True else which)
-        return which.replace(dict(bs='your data', epochs='default, `fit_byol` sets it'), bs=bs, epochs=100)
+        sources = dict(bs='your data', epochs='default, `fit_byol` sets it')
+        return which.replace(sources, bs=bs, epochs=100)
     if not isinstance(which, Recipe):
-        raise TypeError(f"`recipe` is `recipe(epochs, bs)`, the name of a preset or True, got {type(which).__name__}")
-    if bs and bs!=which.bs:
-        wanted = f"recipe({which.epochs}, {bs}, effective_bs={which.effective_bs})"
-        raise ValueError(f"The recipe is for bs={which.bs}, the data has bs={bs}: use `{wanted}`")
-    return which
+        raise TypeError(f"`recipe` is a `Recipe`, the name of a preset or True, got {which!r:.40}")
+    if bs in (None,which.bs): return which
+    wanted = f"recipe({which.epochs}, {bs}, effective_bs={which.effective_bs})"
+    raise ValueError(f"The recipe is for bs={which.bs}, the data has bs={bs}: use `{wanted}`")
 
 _in_recipe = 'size','tau','tau_end','lr','wd','small_stem','pretrained'
 
 def _recipe_for(r, dls, arch, x, given, cbs):
     "Recipe `r` for the data `dls`; what the user gives besides wins"
-    if isinstance(given.get('lr'), slice): raise TypeError("With a recipe `lr` is one number; `fit_byol` takes slices")
+    if isinstance(given.get('lr'), slice): raise TypeError("A recipe's `lr` is one number: give `fit_byol` the slice")
     new = {k:v for k,v in given.items() if k=='norm' or (k in _in_recipe and v is not None)}
     if 'lr' in new: new['base_lr'] = None
     if given['views'] is not None: new['views'] = 'own'
@@ -53,29 +53,28 @@ def _recipe_for(r, dls, arch, x, given, cbs):
     opt_func = given.get('opt_func')
     if opt_func is not None:
         new['own_opt'] = getattr(opt_func, '__name__', type(opt_func).__name__)
-        if 'lr' not in new: warnings.warn(f"The rate {r.lr:g} is made for {r.opt}, not for your `opt_func`: pass `lr`")
+        if 'lr' not in new: warnings.warn(f"The rate {r.lr:g} is made for {r.opt}: pass `lr` for your `opt_func`")
     data = dict(n_items=dl_n(dls.train), size=view_size(None, dls, x))
     data = {k:v for k,v in data.items() if r.args[k] is None and k not in new}
     r = r.replace(dict.fromkeys(data, 'your data'), **data, **new)
     if not r.small_stem or r.args['small_stem'] or _takes_small_stem(arch): return r
     return r.replace('ours: not known to be a resnet', small_stem=False)
 
-# %% ../nbs/09_learner.ipynb #c4412ebc
-_model_args = [k for k in inspect.signature(BYOL).parameters if k not in ('arch','n_in','size','kwargs')]
-
 # %% ../nbs/09_learner.ipynb #97a54044
+_model_args = {*inspect.signature(BYOL).parameters} - {'arch','n_in','size','kwargs'}
+
 @delegates(Learner.__init__, but='dls,model,loss_func,cbs')
 @delegates(BYOL.__init__, but='arch,n_in,size', keep=True)
 def byol_learner(
     dls:DataLoaders, # images, with labels or without; labels are not used
     arch, # timm name, fastai or torchvision callable, or `nn.Module`
-    recipe:Recipe|str|bool=None, # a `recipe`, a preset's name, or True: one for this data; what you pass besides wins
+    recipe:Recipe|str|bool=None, # a `recipe`, a preset's name, or True: one for this data; other arguments win
     views:tuple=None, # pair of callables (bs,c,h,w) in [0,1] -> the same; None: `byol_views(size)`
-    size:int=None, # side of the default views, in pixels; None: that asked of `unlabelled_dls`, else that of the images
-    tau:float=None, # weight kept on the target at the first step, in [0,1]; None: the recipe's, else .996
-    tau_end:float=None, # weight kept on the target at the last step, in [0,1]; None: the recipe's, else 1
+    size:int=None, # side of the default views, in pixels; None: by `view_size`
+    tau:float=None, # weight kept on the target at first, in [0,1]; None: the recipe's, else .996
+    tau_end:float=None, # weight kept on the target at last, in [0,1]; None: the recipe's, else 1
     n_in:int=None, # channels; None: as the images have
-    precision:str='auto', # 'fp32', 'channels_last', 'tf32', 'bf16', 'fp16', or 'auto': by the device (`best_precision`)
+    precision:str='auto', # as `Learner.set_precision` takes it; 'auto': by the device
     graphs:bool=True, # run training passes in CUDA graphs, on CUDA? (`Learner.set_graphs`)
     compile:bool=None, # compile before capturing graphs? None: in runs of 8,000 batches and more
     model_args:dict=None, # further arguments of `BYOL`, such as `img_size` for a timm transformer
@@ -94,7 +93,7 @@ def byol_learner(
         kwargs = dict(splitter=r.splitter) | numbers | kwargs
         if not cbs.filter(risinstance(GradientAccumulation)): cbs = r.cbs + cbs
     elif views is None: size = view_size(size, dls, x)
-    of_model = {k:kwargs.pop(k) for k in _model_args if k in kwargs} | (model_args or {})
+    of_model = {k:kwargs.pop(k) for k in _model_args & kwargs.keys()} | (model_args or {})
     blur = r is None or r.get('blur', True)
     byol = BYOLCallback(views, size, blur, tau=ifnone(tau, .996), tau_end=ifnone(tau_end, 1.))
     model = BYOL(arch, n_in=ifnone(n_in, x.shape[1]), **of_model)
@@ -114,13 +113,12 @@ class ViewSizes(Callback):
         self.learn.byol.size = online_model(self.model).view_size = size
 
 def _warn_if_short(learn):
-    "Say what came of runs of so few steps; small networks of one's own do learn in few"
+    "Say what came of runs of so few steps, but not for the user's own networks, which are often small"
     r,arch = learn.recipe,online_model(learn.model).spec.arch
     if not r.steps or r.steps>=2_000 or r.pretrained or isinstance(arch, nn.Module): return
-    warnings.warn(f"{r.steps:,} steps: our runs of fewer than 2,000 from random weights did not catch up with random "
-        "weights (ResNet-18, kNN 34.0 % against 36.2 %): more epochs, a smaller body, or fine-tune published weights")
+    warnings.warn(f"{r.steps:,} steps are few: our runs of fewer than 2,000 ended below random weights (ResNet-18, kNN "
+                  "34.0 % against 36.2 %): use more epochs, a smaller body or `pretrained=True`")
 
-# %% ../nbs/09_learner.ipynb #8e960e5c
 def _follow_recipe(learn, byol, **given):
     "The learner's recipe with what `fit_byol` was given; optimiser and τ follow where they change"
     old = learn.recipe
@@ -128,9 +126,11 @@ def _follow_recipe(learn, byol, **given):
     if all(old.get(k)==v for k,v in new.items()): return old
     if 'lr' in new: new['base_lr'] = None
     learn.recipe = r = old.replace(**new)
-    if (byol.tau,byol.tau_end)==(old.tau,old.tau_end): byol.tau,byol.tau_end = r.tau,r.tau_end # unless set by hand
+    set_by_hand = (byol.tau,byol.tau_end)!=(old.tau,old.tau_end)
+    if not set_by_hand: byol.tau,byol.tau_end = r.tau,r.tau_end
     # a run of another length may take another preset
-    if any(r.get(k)!=old.get(k) for k in ('opt','mom','eta','trust_clip')): learn.opt_func,learn.opt = r.opt_func,None
+    other_opt = any(r.get(k)!=old.get(k) for k in ('opt','mom','eta','trust_clip'))
+    if other_opt: learn.opt_func,learn.opt = r.opt_func,None
     return r
 
 # %% ../nbs/09_learner.ipynb #27c466e0
@@ -143,20 +143,20 @@ def fit_byol(self:Learner,
     cbs=None, # further callbacks
     reset_opt:bool=False, # begin with a new optimiser?
     start_epoch:int=0, # epoch to resume from, after loading what had been saved
-    sizes:tuple=None, # sides of the default views, such as (64, 96, 128), as many epochs each; None: one size
+    sizes:tuple=None, # sides of the default views, such as (64, 96, 128), as many epochs each
 ):
-    "Pretrain with linear warm-up and cosine on the learning rate and a cosine on τ (arXiv:2006.07733, section 3.3)"
+    "Pretrain with warm-up and cosine on the learning rate, and a cosine on τ (arXiv:2006.07733, section 3.3)"
     byol,model = first(o for o in self.cbs if isinstance(o, BYOLCallback)),online_model(self.model)
-    if byol is None: raise TypeError("`fit_byol` needs a `BYOLCallback`: build the learner with `byol_learner`")
+    if byol is None: raise TypeError("`fit_byol` needs a `BYOLCallback`: use `byol_learner`")
     if hasattr(self, 'recipe'):
         r = _follow_recipe(self, byol, epochs=epochs, lr=lr, warmup=warmup, wd=wd)
         epochs,lr,warmup,wd = r.epochs,ifnone(lr, r.lr),r.warmup,r.wd
         _warn_if_short(self)
-    elif epochs is None: raise ValueError("`fit_byol` needs the number of epochs, or a learner with a `recipe`")
+    elif epochs is None: raise ValueError("Pass the number of epochs, or build the learner with a `recipe`")
     check_counts(epochs=epochs)
     for name,value,end in (('start_epoch',start_epoch,epochs-1), ('warmup',warmup or 0,epochs)):
-        if not 0<=value<=end: raise ValueError(f"`{name}` must be in [0,{end}] for {epochs} epochs, got {value!r}")
-    if sizes and byol.views: raise ValueError("`sizes` are for the default views: leave out `views` or `sizes`")
+        if not 0<=value<=end: raise ValueError(f"`{name}` must be in [0,{end}], got {value!r}")
+    if sizes and byol.views: raise ValueError("`sizes` are for default views: leave out `views`")
     for side in sizes or (): model.spec.check_size(model.body, check_view_size(side))
     if self.opt is None: self.create_opt()
     self.opt.set_hyper('lr', ifnone(lr, self.lr))

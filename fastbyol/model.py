@@ -132,6 +132,7 @@ def _check_target(target_bn, target_init, has_target, pretrained):
 class BYOL(Encoder):
     "Any body with a projector, a predictor and a target network (arXiv:2006.07733, section 3)"
     teacher = None # an `Encoder`, but no submodule: not saved, not trained, always in evaluation mode
+    keeps_features,features = False,None # representations of view 1 in the last `forward`, kept for who asks
     def __init__(self,
         arch, # timm name, fastai or torchvision callable, or `nn.Module` (trained in place)
         n_in:int=3, # channels of the images
@@ -228,7 +229,13 @@ def forward(self:BYOL,
     if v2 is None: raise TypeError("`BYOL` takes two views: add `BYOLCallback()`, or call `embed`")
     if self.training and len(v1)<2 and batch_norms(self):
         raise ValueError("Batch norm needs batches of 2 or more: set `drop_last=True` or a larger `bs`")
-    return self._both(lambda v: self.predictor(self.project(v)), v1, v2)
+    seen = []
+    def predict(v):
+        seen.append(self.embed(v))
+        return self.predictor(self.projector(seen[-1]))
+    predictions = self._both(predict, v1, v2)
+    if self.keeps_features: self.features = seen[0][:len(v1)].detach()
+    return predictions
 
 # %% ../nbs/03_model.ipynb #349b5f0d
 @patch

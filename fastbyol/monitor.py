@@ -73,7 +73,7 @@ def load_state_dict(self:Monitor,
 
 @patch
 def __getstate__(self:Monitor):
-    dropped = ('pair','sample','_dls','_dl','_hook','_y','best_state') # an export has no images
+    dropped = ('pair','sample','_dls','_dl','_y','best_state') # an export has no images
     return {k:None if k in dropped else v for k,v in vars(self).items()} | dict(_shown=[])
 
 def _once(measure):
@@ -170,7 +170,7 @@ class OnlineProbe(Monitor):
         check_counts(n_out=ifnone(n_out, 1))
         super().__init__()
         store_attr()
-        self._hook,self._features = None,[]
+        self._y = None
 
     def _start(self):
         check_classes('OnlineProbe', train=self.dls.train)
@@ -179,14 +179,11 @@ class OnlineProbe(Monitor):
         by_name = isinstance(self.mask, str)
         self._ignore = list(self.dls.vocab).index(self.mask) if by_name else ifnone(self.mask, -100)
         self._make(model.n_features, n_out, model.mean.device)
-        if self._hook: self._hook.remove()
-        # what goes into the projector is the representation
-        self._hook = model.projector.register_forward_pre_hook(self._keep)
-    def _keep(self, module, args):
-        if self.training: self._features.append(args[0].detach())
+        model.keeps_features = True
     def after_fit(self):
         super().after_fit()
-        if self._hook: self._hook.remove()
+        model = online_model(self.model)
+        self._y,model.features,model.keeps_features = None,None,False
 
 # %% ../nbs/12_monitor.ipynb #bdbbac12
 @patch
@@ -207,13 +204,12 @@ def before_batch(self:OnlineProbe):
     self._counts[2] += (~is_class & (y!=self._ignore)).sum()
     if not self.iter: self._accuracy() # names labels of no class before the first step
     self._y = y.where(is_class, self._ignore)
-    self._features.clear()
+    online_model(self.model).features = None
 
 @patch
 def after_batch(self:OnlineProbe):
-    if not self._features: return # the model has not seen the batch
-    # the last two views are the online network's, and the first of them is view 1
-    self._fit_head(torch.cat(self._features)[-2*len(self._y):][:len(self._y)].float(), self._y)
+    features = online_model(self.model).features
+    if features is not None: self._fit_head(features.float(), self._y) # None: the model has not seen the batch
 
 # %% ../nbs/12_monitor.ipynb #db254fb6
 @patch

@@ -29,7 +29,7 @@ class SplitDecay(OptimWrapper):
         groups = [L(o) for o in params] if isinstance(params[0], (L,list)) else [params]
         self.lr_mults = [1.]*len(groups) if lr_mults is None else list(lr_mults)
         if len(self.lr_mults)!=len(groups) or min(self.lr_mults)<=0:
-            raise ValueError(f"`lr_mults` needs a positive number for each of the {len(groups)} groups, got {lr_mults}")
+            raise ValueError(f"`lr_mults` must be positive, for {len(groups)} groups, got {lr_mults}")
         split = []
         for group in groups:
             split.append(dict(params=[p for p in group if p.ndim>1]))
@@ -44,17 +44,17 @@ class SplitDecay(OptimWrapper):
         numbers = [{k:v for k,v in h.items() if isinstance(v, (int,float))} for h in super().hypers[::2]]
         return [{**h, 'lr':h['lr']/mult} for h,mult in zip(numbers, self.lr_mults)]
     def step(self):
-        # fused steps go through memory from end to end, so state must have the layout of its weight, which may change
+        # fused steps go through memory from end to end: state must have the layout of its weight
         for param,state in self.opt.state.items():
             for k,v in state.items():
                 if getattr(v, 'shape', None)==param.shape and v.stride()!=param.stride():
                     state[k] = torch.empty_like(param).copy_(v)
         self.opt.step()
-    def _pairs(self): return list(zip(self.opt.param_groups[::2], self.opt.param_groups[1::2]))
+    def _pairs(self): return [*zip(self.opt.param_groups[::2], self.opt.param_groups[1::2])]
     def _set_hyper(self, k, v):
         for (weights,plain),value,mult in zip(self._pairs(), v, self.lr_mults):
-            if k=='lr': value = float(value*mult) # NumPy's floats of a schedule do not belong into a saved state
-            for group in (weights,) if k=='wd' else (weights,plain): set_item_pg(group, self.bwd_map[k], value)
+            if k=='lr': value = float(value*mult) # without NumPy's floats in a saved state
+            for group in [weights] if k=='wd' else [weights,plain]: set_item_pg(group, self.bwd_map[k], value)
 
 # %% ../nbs/06_optim.ipynb #d8f24c50
 def adamw(
@@ -103,7 +103,7 @@ class Lars(torch.optim.Optimizer):
 
     def _trust_ratios(self, group, params, grads):
         "One for each weight, on the device; 1 where weight or gradient is 0"
-        weight_norms,grad_norms = torch.stack(torch._foreach_norm(params)),torch.stack(torch._foreach_norm(grads))
+        weight_norms,grad_norms = [torch.stack(torch._foreach_norm(o)) for o in (params,grads)]
         ratios = group['trust_coeff']*weight_norms/grad_norms
         if group['trust_clip']: ratios = (ratios/group['lr']).clamp(max=1.)
         return list(torch.where((weight_norms>0) & (grad_norms>0), ratios, 1.).unbind())

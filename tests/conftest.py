@@ -7,6 +7,18 @@ warnings.filterwarnings('ignore', category=FutureWarning)
 from fastai.vision.all import *
 from fastbyol.all import *
 
+# FASTBYOL_TEST_DEVICE=cuda python -m pytest: learners and loaders of the tests are on the GPU
+dev = torch.device(os.environ.get('FASTBYOL_TEST_DEVICE', 'cpu'))
+cpu,cpu_only = torch.device('cpu'),pytest.mark.cpu_only
+cpu_files = dict(test_checkpoint='bit for bit, which sums on a GPU are not', test_device='stand-ins for a GPU',
+                 test_distributed='processes that share the CPU', test_optim='compares with float64 on the CPU',
+                 test_readme='figures of a CPU')
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'cpu_only(reason): not with FASTBYOL_TEST_DEVICE=cuda')
+    if dev.type=='cuda' and not torch.cuda.is_available():
+        pytest.exit(f'FASTBYOL_TEST_DEVICE={dev}, and torch finds no CUDA device here', 4)
+
 def pytest_addoption(parser): parser.addoption('--runslow', action='store_true', help='run the tests marked slow, too')
 
 def pytest_collection_modifyitems(config, items):
@@ -15,18 +27,21 @@ def pytest_collection_modifyitems(config, items):
     for name in filter(left_out.get, left_out):
         for o in items:
             if name in o.keywords: o.add_marker(pytest.mark.skip(reason=reasons[name]))
+    for o in items if dev.type!='cpu' else []:
+        mark,reason = o.get_closest_marker('cpu_only'),cpu_files.get(o.path.stem)
+        if mark: reason = mark.args[0]
+        if reason and 'cuda' not in o.keywords: o.add_marker(pytest.mark.skip(reason=f'on the CPU only: {reason}'))
 
 def pytest_pycollect_makeitem(collector, name, obj):
     "Leave out what star imports bring along, such as fastcore's `test_eq`"
     if callable(obj) and getattr(obj, '__module__', None)!=collector.module.__name__: return []
 
-cpu = torch.device('cpu')
-
 @pytest.fixture(autouse=True)
 def fixed_seed():
-    "Every test starts from the same random numbers, on one thread, on the CPU"
+    "Every test starts from the same random numbers, on one thread, on `dev`, where float32 is float32"
     torch.set_num_threads(1)
-    default_device(use=False)
+    torch.backends.cudnn.allow_tf32 = False
+    default_device(use=dev.type!='cpu')
     set_seed(0)
 
 @pytest.fixture(autouse=True)
@@ -45,8 +60,8 @@ def image_dls(x, n_val=8, bs=8, y=None, norm=None, shuffle=False, drop_last=True
     "fastai `DataLoaders` of images `x`, the last `n_val` for validation, with labels `y` or without"
     items = [(TensorImage(o),) if y is None else (TensorImage(o),TensorCategory(y[i])) for i,o in enumerate(x)]
     n = len(items)-n_val
-    def dl(its, **k): return TfmdDL(its, bs=bs, num_workers=0, after_batch=norm, device=cpu, **kw, **k)
-    return DataLoaders(dl(items[:n], shuffle=shuffle, drop_last=drop_last), dl(items[n:]), device=cpu)
+    def dl(its, **k): return TfmdDL(its, bs=bs, num_workers=0, after_batch=norm, device=dev, **kw, **k)
+    return DataLoaders(dl(items[:n], shuffle=shuffle, drop_last=drop_last), dl(items[n:]), device=dev)
 
 def conv_body(n_in=3, width=8, bn=True):
     "A body of two convolutions, (bs, n_in, h, w) -> (bs, 2*width, h/4, w/4)"
@@ -76,7 +91,7 @@ def hush(learn):
 
 def sd_of(m):
     "A copy of everything that a model or learner's model would save"
-    return {k:v.clone() for k,v in getattr(m, 'model', m).state_dict().items()}
+    return {k:v.cpu().clone() for k,v in getattr(m, 'model', m).state_dict().items()}
 
 def same_sd(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
@@ -85,7 +100,9 @@ class Grab(Callback):
     order = 20
     def __init__(self, valid=False): self.valid,self.xs,self.ys,self.losses = valid,[],[],[]
     def before_batch(self):
-        if self.training!=self.valid: self.xs.append(tuple(self.xb)); self.ys.append(tuple(self.yb))
+        if self.training==self.valid: return
+        self.xs.append(to_cpu(tuple(self.xb)))
+        self.ys.append(to_cpu(tuple(self.yb)))
     def after_loss(self):
         if self.training!=self.valid: self.losses.append(self.loss.item())
 

@@ -33,6 +33,14 @@ def test_memory_is_that_of_the_process():
     before = T.memory('VmRSS'); x = torch.ones(50_000_000, dtype=torch.uint8)
     assert 40<T.memory('VmRSS')-before<70 and T.memory('VmHWM')>=T.memory('VmRSS')-1
 
+def test_steps_are_timed_after_those_in_which_graphs_are_captured():
+    from bench.gpu import train_steps
+    import time
+    class Slow(Callback):
+        def before_batch(self):
+            if self.train_iter<2: time.sleep(1)
+    assert train_steps(byol_learn(cbs=Slow()), 4, warm=2)<250
+
 def test_measurements_are_listed_and_unknown_ones_named():
     out = bench()
     for o in ('step','views','folder','decode','quality','knn','gpu','imagenette'): assert f'python -m bench {o}' in out

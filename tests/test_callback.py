@@ -5,6 +5,8 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import CutMix,MixUp
 from torch.amp import GradScaler
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from fastbyol import callback
 
 # --- a whole training run against plain torch
 
@@ -39,6 +41,7 @@ class PlainBYOL:
 
 torch_sgd = partial(OptimWrapper, opt=partial(torch.optim.SGD, momentum=.9))
 
+@cpu_only('compares with float64 on the CPU')
 @pytest.mark.parametrize('opt', [partial(SGD, mom=.9), torch_sgd], ids=['fastai','torch'])
 @pytest.mark.parametrize('norm', [None, imagenet_stats])
 def test_training_is_that_of_plain_torch_step_by_step(opt, norm):
@@ -116,12 +119,14 @@ def cpu_amp(dtype, **scaler):
             self.autocast,self.learn.scaler,self.scales = torch.autocast('cpu', dtype=dtype),GradScaler('cpu', **scaler),L()
     return CPUMixedPrecision()
 
+@cpu_only('autocast of the CPU')
 def test_float16_overflow_skips_the_target_too():
     learn = byol_learn(image_dls(noise(136)), cbs=cpu_amp(torch.float16, init_scale=2.**24, growth_interval=1000))
     log = moved(learn); n = log.index((True,True))
     assert 0<n<len(log) and log==[(False,False)]*n+[(True,True)]*(len(log)-n) # overflows, until the scale has come down
     assert len(learn.byol.taus)==len(log)-n
 
+@cpu_only('autocast of the CPU')
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_online_and_target_run_under_autocast_and_views_in_float32(dtype):
     seen = defaultdict(set)
@@ -140,12 +145,14 @@ def test_online_and_target_run_under_autocast_and_views_in_float32(dtype):
     assert len(seen)==4 and all((True,dtype) in o for o in seen.values())
     assert seen['online']==seen['target']
 
+@cpu_only('autocast of the CPU')
 @pytest.mark.parametrize('to', ['to_fp16','to_bf16'])
 @pytest.mark.filterwarnings('ignore')
 def test_fastais_mixed_precision_runs_on_the_cpu(to):
     learn = byol_learn(); getattr(learn, to)()
     log = moved(learn); assert log==[(True,True)]*3 and np.isfinite(learn.validate()[0])
 
+@cpu_only('autocast of the CPU')
 def test_an_error_in_the_first_batch_leaves_autocast_off():
     learn = byol_learn(model=small_byol(n_in=1), cbs=cpu_amp(torch.bfloat16, enabled=False))
     try:
@@ -178,6 +185,7 @@ def test_statistics_of_the_target_move_with_steps_that_happened(how):
     with pytest.raises(FloatingPointError): learn.fit(1, .05)
     assert same_sd(sd_of(learn), b.sd) and all(v.isfinite().all() for v in b.sd.values())
 
+@cpu_only('autocast of the CPU')
 @pytest.mark.parametrize('kw', [dict(target_bn='ema'), dict(target_bn='eman'), dict(target_init='random'), dict(concat=True)])
 @pytest.mark.parametrize('amp', [None,torch.bfloat16])
 def test_target_options_train_save_and_resume(kw, amp, tmp_path):
@@ -296,6 +304,7 @@ def test_validation_batches_are_drawn_differently():
     x = noise(1).repeat(32,1,1,1); g = Grab(valid=True)
     byol_learn(image_dls(x, n_val=16), views=None, size=16, cbs=g).fit(1, 0.); assert not torch.equal(g.xs[0][0], g.xs[1][0])
 
+@cpu_only('gives the model tensors of the CPU')
 @pytest.mark.parametrize('kw', [dict(ds_idx=0), dict(ds_idx=1), dict(with_loss=True), dict(with_input=True), dict(with_input=True, with_loss=True)])
 def test_get_preds(kw):
     learn = byol_learn(image_dls(noise(36), n_val=11)); learn.fit(1, .05); r = list(learn.get_preds(**kw))
@@ -383,6 +392,7 @@ def test_the_loss_of_labelled_data_is_replaced_before_a_fit_too():
     m = small_byol(); a = hush(Learner(labelled_dls(), m, cbs=BYOLCallback(views=(same,mirror)))).validate()[0]
     assert a==hush(Learner(labelled_dls(), m, loss_func=BYOLLoss(), cbs=BYOLCallback(views=(same,mirror)))).validate()[0]
 
+@cpu_only('gives the model tensors of the CPU')
 def test_the_statistics_of_the_data_hold_before_a_fit_too():
     learn = byol_learn(image_dls(noise(32), norm=[Normalize.from_stats([.5]*3,[.25]*3,cuda=False)])); a = learn.validate()[0]
     x,m = noise(32)[24:],learn.model.eval(); v = [(o-.5)/.25 for o in (x,mirror(x))]
@@ -410,6 +420,7 @@ def test_uint8_images_count_as_pixels():
     byol_learn(image_dls(x), cbs=a).fit(1,0.); byol_learn(image_dls(x.float()/255), cbs=b).fit(1,0.)
     torch.testing.assert_close(a.xs[0][0], b.xs[0][0])
 
+@cpu_only('gives the model tensors of the CPU')
 @pytest.mark.parametrize('own', [False,True])
 def test_normalize_is_done_once_with_the_datas_statistics(own):
     x,stats,seen = noise(32),([.3,.4,.5],[.2,.25,.3]),[]
@@ -501,6 +512,7 @@ def test_a_nan_loss_stops_before_the_step_and_keeps_weights_and_statistics(cbs, 
     assert all(p.grad is None or p.grad.abs().sum()==0 for p in learn.model.parameters())
     learn.remove_cbs(L(cbs)); learn.byol.views = (same,mirror); assert moved(learn)==[(True,True)]*3
 
+@cpu_only('autocast of the CPU')
 def test_a_nan_loss_stops_float16_too_and_keeps_the_statistics():
     learn = byol_learn(cbs=[cpu_amp(torch.float16, init_scale=4.), NaNView(), NaNs('xb')], check_every=2); stopped(learn)
 
@@ -512,6 +524,7 @@ def test_a_nan_gradient_stops_before_the_step_and_keeps_the_weights(cbs):
 
 def test_a_nan_gradient_keeps_the_statistics(): assert all('num_batches' in k for k in stopped(byol_learn(cbs=NaNs('grad'))))
 
+@cpu_only('autocast of the CPU')
 def test_nan_under_autocast_leaves_autocast_off():
     learn = byol_learn(cbs=[NaNs('loss'), cpu_amp(torch.bfloat16, enabled=False)]); stopped(learn); assert not torch.is_autocast_enabled('cpu')
 
@@ -540,7 +553,6 @@ def test_checks_that_do_not_wait_change_no_training():
         learn = byol_learn(image_dls(noise(72)), deepcopy(m), check_every=every); learn.fit(2, .05); res.append(learn)
     assert same_sd(*map(sd_of, res)) and res[0].byol.taus==res[1].byol.taus
     assert torch.equal(*[torch.stack(list(o.recorder.losses)) for o in res])
-    assert 'accumulate' not in vars(res[1].recorder.smooth_loss) # as it was
 
 @pytest.mark.parametrize('every', [1,2])
 def test_a_bad_batch_among_accumulated_ones_reaches_nothing(every):
@@ -555,35 +567,94 @@ def test_lr_find_ends_at_a_nan_with_checks_that_do_not_wait(tmp_path):
     learn = byol_learn(image_dls(noise(72)), path=tmp_path, cbs=Spoil(), check_every=10); before = sd_of(learn)
     learn.lr_find(num_it=40, show_plot=False); assert same_sd(sd_of(learn), before) and len(learn.recorder.losses)==15
 
-class NoReading(TorchDispatchMode):
-    "Raises where a value of a tensor decides something on the host"
-    reads = ('_local_scalar_dense','is_nonzero','equal','nonzero','masked_select')
+class NoWaiting(TorchDispatchMode):
+    """Raises where the host waits to know a value of a tensor; in views what they have drawn is known
+
+    Everything stands on the CPU here, so what is drawn is told apart by what it comes from: no tensor from outside"""
+    reads = {'_local_scalar_dense','is_nonzero','equal'}
+    sizes = {'nonzero','masked_select','index','index_put','index_put_'}
+    def __init__(self):
+        super().__init__()
+        self.in_views,self.drawn = False,[]
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket.__name__ in self.reads: raise AssertionError(f'{func} reads the device')
-        return func(*args, **(kwargs or {}))
+        name,tensors = func.overloadpacket.__name__,[o for o in tree_leaves((args,kwargs)) if isinstance(o, Tensor)]
+        known = [any(o is d for d in self.drawn) for o in tensors]
+        masks = [k for o,k in zip(tensors, known) if o.dtype==torch.bool] if 'index' in name else known
+        waits = (name in self.reads and not all(known)) or (name in self.sizes and not all(masks))
+        if waits: raise AssertionError(f'{func} waits for the device')
+        res = func(*args, **(kwargs or {}))
+        if self.in_views and all(known): self.drawn += [o for o in tree_leaves(res) if isinstance(o, Tensor)]
+        return res
 
 class Watched(Callback):
-    "Puts training batches under `NoReading`, but for their loading and the first, whose images are looked at"
+    "From here to `Unwatched` a training batch may read nothing; the first one's images are looked at"
     order,run_valid,mode = -20,False,None
     def before_batch(self):
-        if self.train_iter: self.mode = NoReading(); self.mode.__enter__()
+        if not self.train_iter: return
+        self.mode = NoWaiting()
+        self.mode.__enter__()
+    def leave(self):
+        if self.mode: self.mode.__exit__(None, None, None)
+        self.mode = None
 class Unwatched(Callback):
-    order,run_valid = 1000,False
-    def after_batch(self):
-        if self.learn.watched.mode: self.learn.watched.mode.__exit__(None, None, None)
+    order,run_valid = 2000,False
+    def after_batch(self): self.learn.watched.leave()
 
-# `OnlineProbe` reads `n>0` and torch's AdamW its step on the host: it belongs here as soon as it does not
-@pytest.mark.parametrize('opt', ['lars','adam'])
-def test_no_training_batch_reads_the_device(opt):
-    "With the progress bar, too: what fastai reads after each batch is quieted"
-    dls = image_dls(noise(40, 24))
-    r = recipe(3, 8, opt=opt, size=24)
-    cbs = [HealthMonitor(n_items=8), Watched(), Unwatched()]
-    learn = byol_learner(dls, conv_body(), recipe=r, precision='fp32', cbs=cbs, model_args=dict(hidden_size=16, projection_size=8))
+@pytest.fixture
+def watch_views(monkeypatch):
+    "What is drawn while views are made is known to the host"
+    make = callback.make_views
+    def make_views(views, x, **kw):
+        modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+        for mode in modes: mode.in_views = True
+        try: return make(views, x, **kw)
+        finally:
+            for mode in modes: mode.in_views,mode.drawn = False,[]
+    monkeypatch.setattr(callback, 'make_views', make_views)
+
+def watched_learner(folder, opt='lars', cbs=(), **kw):
+    "As a user builds it, with a bar and all monitors; checks as on a GPU"
+    dls = image_dls(noise(40, 24), y=[i%2 for i in range(40)])
+    pair = [o.new(shuffle=False, drop_last=False) for o in dls.loaders]
+    monitors = [KNNCallback(pair, k=2), OnlineProbe(n_out=2), HealthMonitor(n_items=16), CheckpointCallback(folder)]
+    r,heads = recipe(3, 8, opt=opt, size=24, **kw),dict(hidden_size=16, projection_size=8)
+    cbs = [*monitors, Watched(), Unwatched(), *cbs]
+    learn = byol_learner(dls, conv_body(), recipe=r, precision='fp32', cbs=cbs, model_args=heads)
     learn.byol.check_every,learn.logger = 2,noop
+    return learn
+
+@cpu_only('all tensors must be of the device under watch')
+@pytest.mark.parametrize('opt,kw', [('lars',{}), ('adam',{}), ('lars',dict(effective_bs=16))])
+def test_no_training_batch_waits_for_the_device(tmp_path, watch_views, opt, kw):
+    "Of fastai's own, `Recorder`'s average and the bar's comment would: they are quieted. None of ours is left out"
+    learn = watched_learner(tmp_path, opt, **kw)
     try: learn.fit_byol()
-    finally: torch.utils._python_dispatch._pop_mode() if torch._C._len_torch_dispatch_stack() else None
-    assert len(learn.byol.taus)==12
+    finally: learn.watched.leave()
+    assert len(learn.byol.taus)==learn.recipe.steps and learn.probe.rows and learn.knn.rows and learn.health.rows
+
+waits = dict(item=lambda x: x.sum().item(), bool=lambda x: bool(x[0,0,0,0]>0), mask=lambda x: x[x>0],
+             put=lambda x: x.__setitem__(x>9, 0.), nonzero=lambda x: x.nonzero(), equal=lambda x: torch.equal(x, x))
+@cpu_only('all tensors must be of the device under watch')
+@pytest.mark.parametrize('name', waits)
+def test_what_waits_is_found(tmp_path, watch_views, name):
+    "In a view, too, where it is not of what was drawn"
+    def view(x):
+        if len(x)==8: waits[name](x)
+        return x
+    learn = byol_learn(views=(view,mirror), cbs=[Watched(), Unwatched()], check_every=2)
+    try:
+        with pytest.raises(AssertionError, match='waits for the device'): learn.fit(1, 1e-2)
+    finally: learn.watched.leave()
+
+@cpu_only('all tensors must be of the device under watch')
+@pytest.mark.parametrize('name', waits)
+def test_what_was_drawn_is_known(watch_views, name):
+    def view(x):
+        waits[name](torch.rand(3,3,2,2)+.1)
+        return x
+    learn = byol_learn(views=(view,mirror), cbs=[Watched(), Unwatched()], check_every=2)
+    try: learn.fit(1, 1e-2)
+    finally: learn.watched.leave()
 
 # --- callbacks and calls that pretraining cannot serve
 

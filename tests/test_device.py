@@ -149,11 +149,13 @@ def fake_graphs(log, fail=None):
         if fail and fail(): raise RuntimeError('cannot capture this\nat all')
         targets,model = callables; forward,shape = model.forward,samples[0][0].shape; log.append(tuple(shape))
         for _ in range(3): targets(*samples[0]); forward(*samples[1])
+        kept = model.features
         params,out,grads = [p for p in model.parameters() if p.requires_grad],{},{}
         def run(name, f):
             def replay(*views):
                 assert views[0].shape==shape and model.training
                 res = f(*views)
+                if name=='forward' and kept is not None: model.features = kept.copy_(model.features)
                 if name not in out: out[name] = torch.empty_like(res.detach())
                 out[name].copy_(res.detach())
                 return out[name] if name=='targets' else Static.apply(res, out[name])
@@ -191,6 +193,19 @@ def test_a_run_with_graphs_gives_the_same_weights(graphs, name):
 def test_accumulation_and_clipping_give_the_same_with_graphs(graphs, cb):
     assert same_sd(weights_after(cbs=[cb()]), weights_after(graphed=False, cbs=[cb()])) and graphs
 
+@pytest.mark.parametrize('kw', [{}, dict(concat=True)])
+def test_an_online_probe_learns_the_same_with_graphs(graphs, kw):
+    "It takes its features from the model, and keeps no graph from running by a hook"
+    def run(graphed):
+        dls = image_dls(noise(36,16), bs=8, y=[i%2 for i in range(36)], drop_last=False) # 8, 8, 8, 4
+        learn = learner(dls=dls, added=[OnlineProbe(n_out=2), *([GraphedPasses()] if graphed else [])], **kw)
+        reason = Callback(before_batch=lambda self: reasons.add(why_no_graphs(self.learn)))
+        reasons = set(); learn.fit(2, 1e-2, cbs=reason)
+        assert reasons=={'the model is not on a CUDA device'} and not learn.model.keeps_features
+        return sd_of(learn.probe.head),learn.probe.history
+    (a,rows),(b,plain) = run(True),run(False)
+    assert same_sd(a, b) and rows.equals(plain) and graphs==[(8,3,16,16)]
+
 def test_gradients_that_wait_leave_the_memory_of_the_graph():
     "pytorch#181723: the graph's next pass overwrites them"
     learn = learner(added=[GraphedPasses(), GradientAccumulation(16)]); p = first(learn.model.parameters())
@@ -224,7 +239,7 @@ def test_why_there_are_no_graphs_is_said_once():
 @pytest.mark.parametrize('compile,steps,want', [(None,2,False), (None,8_000,True), (True,2,True), (False,8_000,False)])
 def test_long_runs_are_compiled(monkeypatch, graphs, compile, steps, want):
     seen = []
-    monkeypatch.setattr(device, '_capture', lambda model, views, compiled: seen.append(compiled) or (model.targets,model.forward))
+    monkeypatch.setattr(device, '_capture', lambda model, views, compiled: seen.append(compiled) or (model.targets,model.forward,None))
     class Stop(Callback):
         def after_batch(self): raise CancelFitException
     learner(added=[GraphedPasses(compile), Stop()]).fit(steps//2, 1e-3); assert seen==[want]

@@ -66,7 +66,7 @@ def test_columns_and_hooks_are_not_doubled_after_an_interrupt():
     with pytest.raises(KeyboardInterrupt): learn.fit(1, 1e-3, cbs=Crash())
     learn.fit(1, 1e-3)
     assert len(learn.recorder.metric_names)==3+4+1 and len(learn.metrics)==0
-    assert not learn.model.projector._forward_pre_hooks
+    assert not learn.model.keeps_features
 
 def test_own_metrics_stay():
     def mean_pred(pred, targ): return pred.mean()
