@@ -8,7 +8,7 @@ Docs: https://fastbyol.github.io/fastbyol/commands.html.md"""
 __all__ = ['StopSignals', 'run_pretrain', 'run_finetune', 'run_eval', 'run_embed']
 
 # %% ../nbs/17_commands.ipynb #7f89320d
-import hashlib,importlib.util,json,signal,sys
+import hashlib,importlib.util,json,signal,sys,threading
 from contextlib import contextmanager,nullcontext
 from .core import *
 from fastai.vision.all import *
@@ -27,7 +27,8 @@ class StopSignals(Callback):
     ): self.save = save
 
     def __enter__(self):
-        self.handlers = {o:signal.signal(o, self._note) for o in (signal.SIGINT,signal.SIGTERM)}
+        main = threading.current_thread() is threading.main_thread()
+        self.handlers = {o:signal.signal(o, self._note) for o in (signal.SIGINT,signal.SIGTERM) if main}
         return self
     def __exit__(self, *error):
         for signum,handler in self.handlers.items(): signal.signal(signum, handler)
@@ -300,9 +301,8 @@ def run_embed(opts): # the arguments of `cli.embed`
     check_counts(bs=opts.bs)
     if out.suffix!='.npz' or opts.dtype not in ('float32','float16'):
         raise ValueError(f"OUT ends in .npz, --dtype is float32 or float16, got {opts.out!r}, {opts.dtype!r}")
-    files = find_images(opts.folder)
     # one image is enough, where most of them cannot be read
-    dls = unlabelled_dls(files, size, bs=1, valid_pct=0, n_in=source[1]['n_in'], item_size=size)
+    dls = unlabelled_dls(opts.folder, size, bs=1, valid_pct=0, n_in=source[1]['n_in'], item_size=size)
     feats = get_embeddings(source, dls.train.new(bs=opts.bs))[0].numpy().astype(opts.dtype)
     names = [file.relative_to(opts.folder).as_posix() for file in dls.train_ds.items]
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -50,9 +50,8 @@ def to_hub(
     known = isinstance(spec.arch, str) and not spec.small_stem
     if known and timm.is_model(spec.arch): # one that is registered here alone is not known to others
         known = timm.model_entrypoint(spec.arch).__module__.startswith('timm.')
-    if not known: raise ValueError(f"timm alone cannot build {spec.name}: share a file of `save_body`")
+    if not known: raise ValueError(f"timm alone cannot build {spec.name}: use `save_body`")
     net = to_timm(source)
-    # what goes with timm's own weights does not go with these
     own = dict.fromkeys(('license','tag','notes','description','paper_ids','paper_name','origin_url'))
     own['input_size'] = spec.n_in,*net.pretrained_cfg['input_size'][1:]
     net.pretrained_cfg = net.pretrained_cfg | own
@@ -82,10 +81,9 @@ def from_hub(
     _hub_name(name)
     try: net = timm.create_model(str(name), pretrained=True, num_classes=0)
     except Exception as e: raise ValueError(f"timm could not load {name}: see the cause") from e
-    cfg,args = net.pretrained_cfg,dict(getattr(net, '_model_args', {}))
-    n_in = args.pop('in_chans', cfg['input_size'][0])
-    args.pop('num_classes', None)
-    args.update(n_in=getattr(net, 'in_chans', n_in), stats=(cfg['mean'],cfg['std']))
+    cfg,args = net.pretrained_cfg,dict(vars(net).get('_model_args', {}))
+    for k in ('in_chans','num_classes'): args.pop(k, None)
+    args.update(n_in=getattr(net, 'in_chans', cfg['input_size'][0]), stats=(cfg['mean'],cfg['std']))
     res = BYOL(cfg['architecture'], **(args | kwargs))
     return _set_bodies(res, {f'model.{k}':v for k,v in net.state_dict().items()}, what=str(name))
 
@@ -100,7 +98,7 @@ def haiku_resnet(
     **kwargs
 )->nn.Module: # a timm model, padded as haiku does, with a projection in the first shortcut
     "The ResNet of DeepMind's BYOL, by default ResNet-50; `timm.create_model('haiku_resnet')`"
-    if pretrained: raise ValueError("'haiku_resnet' has no weights by name: use `from_deepmind(file)`")
+    if pretrained: raise ValueError("Its weights come with `from_deepmind(file)`")
     block,size = (Bottleneck,1) if bottleneck else (BasicBlock,3)
     cfg = dict(architecture='haiku_resnet', num_classes=1000, first_conv='conv1', classifier='fc')
     kwargs['pretrained_cfg'] = kwargs.get('pretrained_cfg') or cfg
@@ -202,9 +200,8 @@ def from_deepmind(
         online,target = (_from_haiku(st[f'{k}_params'], st[f'{k}_state']) for k in ('online','target'))
         m = BYOL('haiku_resnet', **_haiku_args(online))
     except (AttributeError,KeyError,TypeError,IndexError) as e:
-        raise ValueError(f"{file} is not a checkpoint of DeepMind's BYOL with ResNet v1: {e!r}") from e
-    # the target has no predictor here
-    target = {f'target.{k}':v for k,v in target.items() if not k.startswith('predictor')}
+        raise ValueError(f"{file} is not a checkpoint of DeepMind's BYOL: {e!r}") from e
+    target = {f'target.{k}':v for k,v in target.items() if not k.startswith('predictor')} # it has none
     load_strict(m, online | target | dict(mean=m.mean, std=m.std), str(file))
     return m.eval()
 
@@ -229,8 +226,7 @@ def _names_in(m):
     net = body.model if isinstance(arch, str) else arch if isinstance(arch, nn.Module) else arch()
     inner = 'model.' if isinstance(arch, str) else 'module.' if isinstance(body, LayerBody) else ''
     children = [name for name,_ in net.named_children()]
-    # fastai took the first children of `net`
-    cut = isinstance(body, nn.Sequential) and not isinstance(arch, nn.Module)
+    cut = isinstance(body, nn.Sequential) and not isinstance(arch, nn.Module) # by fastai, from `net`
     by_name,by_number = {},{}
     for k in body.state_dict():
         head,dot,rest = k.removeprefix(inner).partition('.')
@@ -254,7 +250,7 @@ def _find_bodies(sd, theirs, classifier):
 def _only(found, what):
     sd,*others = found.values() or [None]
     if all(o.keys()==sd.keys() and all(torch.equal(o[k], sd[k]) for k in sd) for o in others): return sd
-    raise ValueError(f"{what} holds several bodies, under {list(found)}: choose one with `prefix`")
+    raise ValueError(f"{what} holds several bodies, under {list(found)}: pass `prefix`")
 
 def from_torch(
     source, # state dict or file (`.pt`, `.ckpt`, `.safetensors`) of a network, or of what contains it

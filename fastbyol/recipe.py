@@ -143,7 +143,7 @@ class Recipe(dict):
         numbers = _numbers(self.args, self.told)
         super().__init__({k:value for k,(value,_) in numbers.items()})
         self.sources = {k:source for k,(_,source) in numbers.items()}
-    values = property(dict)
+    values = property(dict) # as a plain dict
     def __getattr__(self, k):
         if k in self: return self[k]
         raise AttributeError(k)

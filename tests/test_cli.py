@@ -4,7 +4,7 @@ from contextlib import redirect_stdout
 from filelock import FileLock
 from fastbyol import cli, commands, demo
 from fastbyol.data import load_square
-import io, json, shutil, signal, subprocess, sys, time
+import io, json, shutil, signal, subprocess, sys, threading, time
 
 def photos(path, n=12, classes='ab', size=16):
     for k,c in enumerate(classes):
@@ -171,6 +171,15 @@ def test_a_signal_ends_the_run_after_its_batch():
 def test_a_second_signal_ends_the_run_at_once():
     learn = byol_learn(cbs=[commands.StopSignals(), Kill(signal.SIGTERM, 1, 2)])
     with pytest.raises(KeyboardInterrupt), learn.stop_signals: learn.fit(1, 1e-3)
+
+def test_a_thread_which_gets_no_signals_trains_as_usual():
+    learn,stop = byol_learn(),commands.StopSignals()
+    def train():
+        with stop: learn.fit(1, 1e-3, cbs=stop)
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert len(learn.recorder.values)==1 and stop.handlers=={}
 
 class Kill(Callback):
     "A signal, or several, in the training batch `at`, counted over all fits"
