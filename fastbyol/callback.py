@@ -108,7 +108,7 @@ class _SmoothLoss(AvgSmoothLoss):
     "fastai's, but without reading the loss back from the device"
     def accumulate(self, learn):
         self.count += 1
-        loss = learn.loss.detach().mean()
+        loss = to_detach(learn.loss.mean(), cpu=False) # of all processes
         self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
 
 def _losses_to_cpu(recorder):

@@ -193,7 +193,7 @@ class _RunFiles(Callback):
         if self.folder.resolve() not in _folders(self.learn):
             if old and not self.overwrite:
                 self.after_fit()
-                raise ValueError(f"{self.folder} holds {old[0].name}: `resume` it, or `overwrite=True`")
+                raise ValueError(f"{self.folder} holds {old[0].name} of another run: `resume` it, or `overwrite=True`")
             for f in [*old, self.folder/'best.ckpt']: f.unlink(missing_ok=True)
         for f in self.folder.glob('.*.ckpt.*.tmp'): f.unlink() # of a run that was killed while it wrote
         return 1 + max([_numbers(f)[0] for f in checkpoints(self.folder)], default=0)

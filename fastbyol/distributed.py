@@ -30,7 +30,7 @@ class FullBatchesDL(DistributedDL):
         if dl.dataset is not None: dl.it = iter(dl.dataset)
         for ids in chunked(samps, dl.bs):
             items = [o for o in map(dl.do_item, ids) if o is not None]
-            if not items: raise ValueError(f"None of {len(ids)} items could be read: leave them out")
+            if not items: raise ValueError(f"None of the {len(ids)} items of a batch could be read")
             yield dl.do_batch([items[i%len(items)] for i in range(len(ids))])
 
 # %% ../nbs/14_distributed.ipynb #7234b1a7
