@@ -226,7 +226,6 @@ def before_train(self:BYOLCallback):
     if self._new_run:
         self._check_bs(self.dls.train)
         self.taus,self._new_run = [],False
-    else: move_images(self.dls) # an epoch has shown how much memory it leaves
     self._begin_checks()
 
 @patch
@@ -234,7 +233,7 @@ def _check_bs(self:BYOLCallback, dl):
     bs,n = dl_bs(dl),dl_n(dl)
     if n is None: return # an iterable dataset
     if not len(dl): raise ValueError(f"{n} images for bs={bs}: use a smaller `bs`")
-    single = bs==1 or (bs and n%bs==1 and not dl_attr(dl, 'drop_last'))
+    single = bs==1 or (bs and n%bs==1 and not inner_dl(dl).drop_last)
     if single and batch_norms(online_model(self.model)):
         raise ValueError("Batch norm needs 2 images, got a last batch of 1: set `drop_last=True`")
 

@@ -53,7 +53,7 @@ def _plain(o, owner):
     if o is None or isinstance(o, (bool,int,float,str)): return o
     raise TypeError(f"{owner}'s state holds a {type(o).__name__}: use tensors, numbers and strings")
 
-def _generators(dls): return [dl_attr(dl, 'rng', 'generator') for dl in dls.loaders]
+def _generators(dls): return [getattr(dl, 'rng', getattr(dl, 'generator', None)) for dl in map(inner_dl, dls.loaders)]
 
 def _chance(dls):
     "Where the random numbers of this process are"
