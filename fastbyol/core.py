@@ -137,7 +137,8 @@ def check_unit(
     low,high = x.min().item(),x.max().item()
     if not math.isfinite(high-low): raise ValueError("Images hold NaN or infinity: check the files")
     if low<-.01 or high>1.01:
-        raise ValueError(f"Images are in [0,1], got {low:.2f} to {high:.2f}: use `IntToFloatTensor`")
+        got = f'{low:.2f} to {high:.2f}'
+        raise ValueError(f"Images must be in [0,1], got {got}: `IntToFloatTensor` does that, `Normalize` comes after")
 
 # %% ../nbs/00_core.ipynb #3d82e320
 @contextmanager

@@ -350,7 +350,8 @@ def _readable(files, opener, in_memory='auto', cache_dir=None, **kwargs):
     "As `_read`, but a warning names the files that could not be read"
     n_in,known = opener.shape[0],(True,False,'auto','disk','device')
     if in_memory not in known: raise ValueError(f"`in_memory` is one of {known}, got {in_memory!r}")
-    if not opener.open_fn and n_in not in (1,3,4): raise ValueError(f"Pass `open_fn` for {n_in} channels")
+    if not opener.open_fn and n_in not in (1,3,4):
+        raise ValueError(f"Files are opened with 1, 3 or 4 channels, got n_in={n_in}: pass `open_fn`")
     images,good,bad = _read(files, opener, in_memory, cache_dir)
     warn_unreadable(bad, len(files))
     if not good: raise ValueError(f"None of the {len(files)} files could be read")
