@@ -10,7 +10,7 @@ __all__ = ['mark_output', 'find_images', 'open_image', 'OpenFnError', 'load_squa
            'split_files', 'labelled_dls']
 
 # %% ../nbs/04_data.ipynb #76ff1ea6
-import contextlib,hashlib,inspect,json,os,psutil,shutil,sys
+import contextlib,hashlib,inspect,io,json,os,psutil,shutil,sys
 import multiprocessing as mp
 from filelock import FileLock
 from PIL import Image,__version__ as pillow_version
@@ -22,7 +22,9 @@ from .core import *
 # %% ../nbs/04_data.ipynb #501f4ec1
 # formats that PIL lists but opens only with outside help, or not at all
 _stubs = {'BUFR','EPS','GRIB','HDF5','MPEG','PDF','WMF'}
-_no_images = 'txt json csv tsv xml md yaml yml html log ini db pdf py ipynb zip gz tar pkl pth npy npz mp4'
+# images all the same, but not to PIL
+_foreign = ('heic heif avif jxl jxr exr psd xcf cr2 cr3 crw nef arw srf sr2 dng raf orf rw2 pef x3f 3fr iiq '
+            'dcm dicom svs ndpi mrxs scn bif czi nd2 lif lsm oib vsi mha nii nrrd fits')
 _mark = '.fastbyol'
 _own_pictures = {'curves.png':'settings.json', 'eval.png':'eval.json'} # beside such a file
 
@@ -66,14 +68,15 @@ def find_images(
     def tell(exts): return ', '.join(f'{o} ({n})' for o,n in exts.most_common(6)) or 'no files at all'
     if not files: raise FileNotFoundError(f"No images under {path}. Found: {tell(others)}")
     if ours: warnings.warn(f"Output of fastbyol is passed over: {', '.join(ours[:5])}")
-    unread = Counter({ext:n for ext,n in others.items() if ext[1:] not in _no_images.split()})
+    unread = Counter({ext:n for ext,n in others.items() if ext[1:] in _foreign.split() or ext[0]!='.'})
     if unread.total()>=max(3, len(files)/20):
         warnings.warn(f"{unread.total()} files beside {len(files)} images are passed over: {tell(unread)}. "
                       "Convert them, or pass a list of files, and `open_fn` for what PIL does not read")
     return files
 
 # %% ../nbs/04_data.ipynb #9e893646
-_turns = '- - FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90'.split()
+_turns = 'FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90'
+_turns = dict(enumerate(_turns.split(), 2)) # by the EXIF orientation
 
 def _upright(im):
     im.load() # PIL turns a TIFF as it loads, and takes the tag away
@@ -84,7 +87,7 @@ def _to_8bit(im):
     "To 'L', by the range of 16 bits or the image's own range; pixels without data become black"
     values,no_data = np.asarray(im).astype(np.float64),np.nan
     with contextlib.suppress(Exception): no_data = np.float32(im.tag_v2[42113]) # of GDAL
-    known = (np.abs(values)<1e30) & (values.astype(np.float32)!=no_data)
+    known = (np.abs(values)<1e30) & ~np.isin(values.astype(np.float32), [no_data,-9999,-32768])
     inner = values[known]
     # far from all others, a number stands for no data; above them it may be a bright spot
     for sign,far in ((1,1),(-1,10))*2:
@@ -92,17 +95,39 @@ def _to_8bit(im):
         rest = inner[sign*inner>lowest]
         spread = np.ptp(rest) if len(rest) else 0
         if 0<far*spread<(sign*rest).min()-lowest: inner = rest
-    low,high = inner.min(initial=0),inner.max(initial=1)
-    if im.mode.startswith('I') and low==0 and high<=65535: high = 65535
-    scaled = (np.where(known, values, low).clip(low, high)-low) * (255/(high-low))
+    if im.mode.startswith('I'):
+        low,high = inner.min(initial=0),inner.max(initial=1)
+        if low==0 and high<=65535: high = 65535
+    else:
+        low,high = (inner.min(),inner.max()) if len(inner) else (0,0)
+        known &= (low<=values) & (values<=high)
+        if 0<low<=high-low: low = 0 # zero is near
+    scaled = (np.where(known, values, low).clip(low, high)-low) * (255/((high-low) or 1))
     return Image.fromarray(scaled.round().astype(np.uint8))
+
+# %% ../nbs/04_data.ipynb #523ec52d
+def _open(fn):
+    "As `Image.open`, but a PNG whose metadata PIL refuses opens without it"
+    try:
+        im = Image.open(fn)
+        if im.format=='PNG':
+            with im: im.load() # metadata may follow the pixels
+        return im
+    except (OSError,SyntaxError,ValueError):
+        data,bare,at = Path(fn).read_bytes(),b'\x89PNG\r\n\x1a\n',8
+        if not data.startswith(bare): raise
+        while at<len(data):
+            end = at+12+int.from_bytes(data[at:at+4], 'big')
+            if data[at+4:at+8] in (b'IHDR',b'PLTE',b'tRNS',b'IDAT',b'IEND'): bare += data[at:end]
+            at = end
+        return Image.open(io.BytesIO(bare))
 
 def open_image(
     fn:str|Path|Image.Image, # any file that PIL reads, or an image
     n_in:int=3, # channels: 1 (grey), 3 (RGB) or 4 (RGBA)
 )->Image.Image: # image of mode 'L', 'RGB' or 'RGBA'
     "Open an image upright and in 8 bits, whatever its mode; transparent pixels over white"
-    with contextlib.nullcontext(fn) if isinstance(fn, Image.Image) else Image.open(fn) as im:
+    with contextlib.nullcontext(fn) if isinstance(fn, Image.Image) else _open(fn) as im:
         im = _upright(im)
         if im.mode=='F' or im.mode.startswith('I'): im = _to_8bit(im)
         if n_in!=4 and (im.mode in ('RGBA','LA','PA','RGBa','La') or 'transparency' in im.info):
@@ -147,7 +172,7 @@ class _OpenImage(Transform):
     def check(self, fn):
         "Fail where `load` would: a JPEG is looked at in an eighth of its resolution, which is faster"
         if self.open_fn: return self.load(fn)
-        with Image.open(fn) as im:
+        with _open(fn) as im:
             im.draft('L', (1,1))
             open_image(im, self.shape[0])
         return torch.empty(0)
@@ -160,6 +185,8 @@ class _OpenImage(Transform):
 # %% ../nbs/04_data.ipynb #ff9ccf58
 def _try(load, fn):
     "What `load` makes of `fn`, or what is wrong with the file, or an error that is no fault of the file"
+    if isinstance(fn, (str,Path)) and os.path.exists(fn) and not (os.path.isfile(fn) or os.path.isdir(fn)):
+        return 'no regular file' # a pipe may never end
     try: return load(fn)
     except (MemoryError,OpenFnError) as e: return e
     except Exception as e: return f'{type(e).__name__}: {e}'
@@ -206,7 +233,8 @@ def warn_unreadable(
     n:int, # how many files there are
 ):
     "Warn of files that could not be read, if any: how many, and the first ten"
-    lines = [f'{fn} ({why})'[:200] for fn,why in bad[:10]] + [f'… and {len(bad)-10} more']*(len(bad)>10)
+    def shown(text): return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)[:200]
+    lines = [shown(f'{fn} ({why})') for fn,why in bad[:10]] + [f'… and {len(bad)-10} more']*(len(bad)>10)
     text = f"{len(bad)} of {n} files could not be read and are left out:"
     if bad: warnings.warn('\n  '.join([text, *lines]))
 
@@ -232,7 +260,8 @@ def clear_cache(
 )->int: # bytes that were freed
     "Remove caches of decoded images. Processes that use one keep it; a cache that is being made stays."
     ours = re.compile('[0-9a-f]{24}[-.](?!lock)')
-    files = [o for o in _cache_folder(cache_dir).glob('*') if ours.match(o.name)]
+    try: files = [o for o in _cache_folder(cache_dir).glob('*') if ours.match(o.name)]
+    except RuntimeError: return 0 # there is no home folder
     freed = sum(o.stat().st_size for o in files)
     for o in files: o.unlink()
     return freed
@@ -252,13 +281,14 @@ def _open_cache(file, files, opener, stamps):
     "Images mapped from `file`, [(number of a file, what is wrong)]; None if it is cut short or out of date"
     try:
         about = json.loads(file.with_suffix('.json').read_text())
+        bad,stamped = about['bad'],about['stamps']
         images = np.load(file, mmap_mode='r') # a private mapping would reserve memory for all of it
-    except (OSError,ValueError,EOFError): return None
-    retried = decode_each([files[i] for i,_ in about['bad']], opener.load)
-    if about['stamps']!=stamps or any(isinstance(o, Tensor) for _,o in retried): return None
+    except (OSError,ValueError,EOFError,TypeError,KeyError): return None
+    retried = decode_each([files[i] for i,_ in bad], opener.load)
+    if stamped!=stamps or any(isinstance(o, Tensor) for _,o in retried): return None
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # torch: it is read-only
-        return torch.from_numpy(images)[:len(images)-len(about['bad'])],about['bad']
+        return torch.from_numpy(images)[:len(images)-len(bad)],bad
 
 def _cached_images(files, opener, cache_dir, part):
     "What `_open_cache` returns, of a cache that may take `part` of the disk's free space"
@@ -437,6 +467,8 @@ def few_labels(
     "Draw a balanced subset to label"
     labels,classes = [labels(o) for o in items] if callable(labels) else labels,defaultdict(list)
     for i,(_,o) in enumerate(zip(items, labels, strict=True)):
+        if np.ndim(o) and not isinstance(o, tuple):
+            raise ValueError(f"Each label must be one class, got {str(o)[:30]}: of one-hot rows, pass the `argmax`")
         classes[o.item() if isinstance(o, (Tensor,np.generic)) else o].append(i)
     if (per_class is None)==(pct is None): raise ValueError("Pass one of `per_class` and `pct`")
     if pct is not None:
@@ -450,24 +482,48 @@ def few_labels(
 
 # %% ../nbs/04_data.ipynb #93544bc6
 _train_names,_valid_names = ('train','training'),('val','valid','validation','dev','test','testing')
-_split_words = {*_train_names,*_valid_names,'trn','eval','holdout','fold','split','trainset','testset'}
+_split_words = (r'(train|trn|valid|val|dev|test|tst|eval|holdout|fold|split)'
+    '(ing|ation|uation|s|sets?|data|images?|imgs?)?')
+_vague_words = _split_words+'|tr|te|sub|subset|set|part' # these count where every folder has such a name
 
+def _is_data(folder):
+    "Does `folder` hold images, and is neither hidden nor our own output?"
+    return not (folder.name.startswith('.') or (folder/_mark).exists()) and bool(_walk(folder)[0])
+
+def _has_word(folder, words):
+    "Is one of `words`, which is a pattern, a word of the folder's name, such as `testA` or `test_1`?"
+    name = re.sub('([a-z])([A-Z])', r'\1 \2', folder.name).lower()
+    return any(re.fullmatch(words, o) for o in re.findall('[a-z]+', name))
+
+def _train_and_valid(path):
+    folders = {o.name.lower():o for o in sorted(path.glob('*/'))}
+    def find(names): return first(folders[o] for o in names if o in folders and _is_data(folders[o]))
+    return find(_train_names),find(_valid_names)
+
+def _split_roots(path):
+    "The folders for training and for validation where `path` is split, or `path`"
+    folders,roots = sorted(path.glob('*/')),_train_and_valid(path)
+    if all(roots):
+        rest = [o.name for o in folders if o not in roots and _is_data(o)]
+        used = ' and '.join(o.name for o in roots)
+        if rest: warnings.warn(f"Of {path}, only {used} are used, not {', '.join(rest[:5])}")
+        return roots
+    every = all(_has_word(o, _vague_words) or not _is_data(o) for o in folders)
+    parts = [o for o in folders if _has_word(o, _vague_words if every else _split_words) and _is_data(o)]
+    odd = [o for o in parts if any(map(_is_data, o.glob('*/')))] # else it is a class of that name
+    if every and {*(_has_word(o, 'tr|trn|train.*') for o in parts)}=={True,False}: odd = parts
+    odd = odd or [part for o in folders if all(found := _train_and_valid(o)) for part in found]
+    names = ', '.join(str(o.relative_to(path)) for o in odd[:4])
+    if odd: raise ValueError(f"Is {path} split, by {names}? Name the parts `train` and `valid`, classes inside")
+    return [path]
+
+# %% ../nbs/04_data.ipynb #0c80b019
 def _class_of(fn, roots):
     "The first folder below one of `roots`, else the folder that `fn` is in"
     root = first(o for o in roots if o in fn.parents)
     if root is None: return fn.parent.name
     if root==fn.parent: raise ValueError(f"{fn} lies in no folder for each class: move it into one")
     return fn.relative_to(root).parts[0]
-
-def _split_roots(path):
-    "The folders for training and for validation where `path` is split, or `path`"
-    folders = {o.name.lower():o for o in sorted(path.glob('*/'))}
-    roots = [first(folders[o] for o in names if o in folders) for names in (_train_names,_valid_names)]
-    if all(roots): return roots
-    odd = [o.name for name,o in folders.items() if _split_words & {*re.findall('[a-z]+', name)}]
-    odd = [name for name in odd if any((path/name).glob('*/'))]
-    if odd: raise ValueError(f"Is {path} split, by {', '.join(odd)}? Name the parts `train` and `valid`")
-    return [path]
 
 def _put_aside(files, label, pct, seed):
     "Files for training and files put aside, of each class"
@@ -491,10 +547,14 @@ def _labelled_files(path, valid, pct, seed, label):
     if not label and not roots and len({fn.parent.parent for fn in parts[0]})>1:
         raise ValueError("Classes lie in several folders: pass `label_func`")
     label = label or partial(_class_of, roots=roots)
-    names = sorted({label(fn) for fn in parts[0]})
-    if len(names)<2: raise ValueError(f"There must be a folder for each class, found {', '.join(names)}")
+    found = [{label(fn) for fn in part} for part in parts]
+    kinds = sorted({type(o).__name__ for o in set().union(*found)})
+    if len(kinds)>1 or 'NoneType' in kinds:
+        raise ValueError(f"`label_func` must return classes of one type, got {' and '.join(kinds)}")
+    names = sorted(found[0])
+    if len(names)<2: raise ValueError(f"There must be a folder for each class, found {names[0]}")
     train,valid = parts if len(parts)==2 else _put_aside(parts[0], label, pct, seed)
-    unknown = ', '.join(sorted({label(fn) for fn in valid}-{*names}))
+    unknown = ', '.join(map(str, sorted(set().union(*found)-found[0])))
     if unknown: raise ValueError(f"Validation has classes that training lacks: {unknown}")
     return train,valid,label,names
 
@@ -529,6 +589,9 @@ def labelled_dls(
     images,files = _readable(train+valid, opener, **kwargs)
     n_train = sum(map(set(files).__contains__, train))
     splits = list(range(n_train)),list(range(n_train, len(files)))
-    labels = tensor([vocab.index(label(fn)) for fn in files])
+    labels = [label(fn) for fn in files]
+    lost = [f'class {o}' for o in vocab if o not in labels[:n_train]] or ['validation']*(n_train==len(files))
+    if lost: raise ValueError(f"No image could be read of {', '.join(lost[:5])}: mend or replace the files")
+    labels = tensor([*map(vocab.index, labels)])
     tfms = [[opener],[label,Categorize(vocab)]]
     return _loaders(files, images, tfms, splits, labels, bs=max(1, min(bs, n_train)), **kwargs)

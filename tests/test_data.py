@@ -1,5 +1,5 @@
 "Folders of any layout and files of any state; the cache on disk; labelled folders; subsets of few labels"
-import json, multiprocessing, signal, sys, time
+import json, multiprocessing, signal, sys, time, zlib
 from types import SimpleNamespace
 from conftest import *
 from fastbyol.core import find_normalize, to_unit
@@ -96,6 +96,13 @@ def test_few_of_them_and_notes_are_not_told(tmp_path, n, ext, recwarn):
     find_images(tmp_path)
     assert not len(recwarn)
 
+@pytest.mark.parametrize('ext', ['.ckpt','.safetensors','.docx','.svg','.toml','.0'])
+def test_files_that_are_no_images_are_not_to_be_converted(tmp_path, ext, recwarn):
+    write(tmp_path, 10)
+    for i in range(9): (tmp_path/f'events.{i}{ext}').write_bytes(b'x')
+    find_images(tmp_path)
+    assert not len(recwarn)
+
 # --- opening an image
 
 @pytest.mark.parametrize('n_in,mode', [(1,'L'),(3,'RGB'),(4,'RGBA')])
@@ -124,6 +131,26 @@ def test_exif_orientation_turns_the_photo_upright(tmp_path, ext):
         exif[0x0112] = orientation
         (upright if how is None else upright.transpose(how)).save(tmp_path/f'a.{ext}', exif=exif)
         assert np.array_equal(np.asarray(open_image(tmp_path/f'a.{ext}')), np.asarray(upright))
+
+@pytest.mark.parametrize('orientation', [-1,-3,0,9])
+def test_an_orientation_that_there_is_not_turns_nothing(tmp_path, orientation, monkeypatch):
+    (im := picture(16, 24)).save(tmp_path/'a.png')
+    monkeypatch.setattr(Image.Image, 'getexif', lambda self: {274:orientation})
+    assert np.array_equal(np.asarray(open_image(tmp_path/'a.png')), np.asarray(im))
+
+def chunk(kind, data, crc=0):
+    return len(data).to_bytes(4, 'big')+kind+data+(zlib.crc32(kind+data)^crc).to_bytes(4, 'big')
+big_text = zlib.compress(b' '*2_000_000)
+@pytest.mark.parametrize('extra', [chunk(b'zTXt', b'k\0\0'+big_text), chunk(b'iTXt', b'k\0\1\0\0\0'+big_text),
+    chunk(b'iCCP', b'k\0\0'+big_text), chunk(b'tEXt', b'k\0v', crc=1), chunk(b'pHYs', b'x'), chunk(b'sRGB', b'')],
+    ids=['zTXt','iTXt','iCCP','crc','pHYs','sRGB'])
+@pytest.mark.parametrize('at', [33,-12], ids=['before','after'])
+def test_a_png_keeps_its_pixels_whatever_its_metadata(tmp_path, extra, at):
+    (im := picture()).save(tmp_path/'a.png')
+    raw = (tmp_path/'a.png').read_bytes()
+    (tmp_path/'a.png').write_bytes(raw[:at]+extra+raw[at:])
+    images,_,bad = decode_images([tmp_path/'a.png'], 20)
+    assert not bad and np.array_equal(np.asarray(open_image(tmp_path/'a.png')), np.asarray(im))
 
 def odd_exif(f):
     "A photo on its side, with a width that is a text"
@@ -163,6 +190,13 @@ def test_floats_without_outliers_keep_their_range(tmp_path):
     for values,want in [([0,.5,1],[0,128,255]), ([0,100,255],[0,100,255]), ([1,2],[128,255]), ([-1,1],[0,255])]:
         Image.fromarray(np.array([values], np.float32)).save(tmp_path/'a.tif')
         assert np.abs(np.asarray(open_image(tmp_path/'a.tif', 1))[0].astype(int)-want).max()<=1
+
+@pytest.mark.parametrize('values,want', [([0,.0005,.001],[0,128,255]), ([0,.15,.3],[0,128,255]), ([280,290,300],[0,128,255]),
+    ([-25,-22.5,-20],[0,128,255]), ([5,5,5],[0,0,0]), ([np.nan]*3,[0,0,0]), ([0,.5,1,255],[0,128,255,0]),
+    ([0,.5,1,1e20],[0,128,255,0]), ([0,10000,20000,-9999],[0,128,255,0])])
+def test_floats_are_spread_over_their_own_range(tmp_path, values, want):
+    Image.fromarray(np.array([values], np.float32)).save(tmp_path/'a.tif')
+    assert np.abs(np.asarray(open_image(tmp_path/'a.tif', 1))[0].astype(int)-want).max()<=1
 
 @pytest.mark.parametrize('mode', ['RGBA','LA','P'])
 def test_transparent_pixels_are_white(tmp_path, mode):
@@ -240,6 +274,15 @@ def test_what_is_left_out_is_told(recwarn):
     warn_unreadable([(Path(f'{i}.png'), 'cut short') for i in range(12)], 30)
     text = str(recwarn.pop(UserWarning).message)
     assert '12 of 30 files' in text and '9.png (cut short)' in text and '10.png' not in text and '2 more' in text
+
+def test_a_name_of_many_lines_is_told_on_one():
+    with pytest.warns(UserWarning) as w: warn_unreadable([(Path('a\nb\x1b[31m.png'), 'cut\nshort')], 2)
+    assert str(w[0].message).splitlines()[1:]==[r'  a\nb\x1b[31m.png (cut\nshort)']
+
+@places
+def test_what_is_no_file_is_named_and_not_opened(tmp_path, in_memory):
+    os.mkfifo(write(tmp_path)/'pipe.jpg')
+    with pytest.warns(UserWarning, match='1 of 13(.|\n)*pipe.jpg .no regular file'): make(tmp_path, in_memory=in_memory)
 
 # --- every reading path and every odd file
 
@@ -561,6 +604,12 @@ def test_a_cache_cut_short_is_made_again_with_a_warning(env, spoil, ext):
     with pytest.warns(UserWarning, match='cut short') as w: assert env.get()==numbers
     assert len(w)==1 and file.read_bytes()==whole
 
+@pytest.mark.parametrize('text', ['null','[]','{}'])
+def test_a_cache_whose_notes_are_others_is_made_again(env, text):
+    env.get()
+    env.caches('*.json')[0].write_text(text)
+    with pytest.warns(UserWarning, match='cut short'): assert env.get()==numbers
+
 class Builder:
     "Another process, forked from this one, that makes the cache and notes what it got"
     def __init__(self, env, pause):
@@ -618,6 +667,9 @@ def no_home(monkeypatch, tmp_path):
     def no(*a): raise RuntimeError('Could not determine home directory.')
     for nm in ('FASTBYOL_CACHE','XDG_CACHE_HOME'): monkeypatch.delenv(nm, raising=False)
     monkeypatch.setattr(Path, 'expanduser', no)
+def test_without_a_home_there_is_no_cache_to_clear(monkeypatch, tmp_path):
+    no_home(monkeypatch, tmp_path)
+    assert clear_cache()==0
 def read_only(monkeypatch, tmp_path): monkeypatch.setenv('FASTBYOL_CACHE', str(tmp_path/'file'/'x'))
 def a_file(monkeypatch, tmp_path): monkeypatch.setenv('FASTBYOL_CACHE', str(tmp_path/'file'))
 @pytest.mark.parametrize('in_memory', ['auto','disk'])
@@ -676,6 +728,10 @@ def test_few_labels_takes_tensors_and_functions():
 def test_few_labels_errors(items, labels, kw, msg):
     with pytest.raises(ValueError, match=msg): few_labels(range(items), labels, **kw)
 
+@pytest.mark.parametrize('labels', [[[1,0],[0,1]], torch.eye(2), np.eye(2)])
+def test_few_labels_of_one_hot_rows_are_an_error(labels):
+    with pytest.raises(ValueError, match='one class, got.*argmax'): few_labels(range(2), labels, per_class=1)
+
 # --- labelled folders
 
 def test_what_is_put_aside_is_not_trained_on_and_has_every_class(tmp_path):
@@ -697,6 +753,35 @@ def test_a_folder_that_is_split_already_stays_so(tmp_path, names):
 def test_what_looks_like_a_split_but_is_not_understood_is_asked(tmp_path, names):
     for o in names.split(): class_folders(tmp_path/o)
     with pytest.raises(ValueError, match='split, by .*Name the parts'): split_files(tmp_path)
+
+@pytest.mark.parametrize('names', ['traindata testdata','TrainingData TestData','tr te','set1 set2','part_1 part_2','cat dog'])
+def test_other_splits_are_asked_about_too(tmp_path, names):
+    for o in names.split(): class_folders(tmp_path/o, classes=['train','val'] if o in ('cat','dog') else 'ab')
+    with pytest.raises(ValueError, match='split, by .*Name the parts'): split_files(tmp_path)
+
+def test_class_and_part_in_one_name_are_asked_about(tmp_path):
+    class_folders(tmp_path, classes=['trainA','trainB','testA','testB'])
+    with pytest.raises(ValueError, match='split, by .*Name the parts'): split_files(tmp_path)
+
+def test_what_a_split_leaves_unused_is_told(tmp_path, recwarn):
+    for o in ('train','val'): class_folders(tmp_path/o)
+    for o in ('.test','empty'): (tmp_path/o).mkdir()
+    mark_output(tmp_path/'run')
+    picture().save(tmp_path/'run'/'a.png')
+    split_files(tmp_path)
+    assert not len(recwarn)
+    class_folders(tmp_path/'test')
+    with pytest.warns(UserWarning, match='only train and val are used, not test') as w: split_files(tmp_path)
+    assert len(w)==1
+
+@pytest.mark.parametrize('output', ['eval','val','train'])
+def test_output_hidden_and_empty_folders_are_no_part_of_a_split(tmp_path, output):
+    class_folders(tmp_path, classes=['a','b','test'])
+    for o in ('.train','valid/deep'): (tmp_path/o).mkdir(parents=True)
+    (mark_output(tmp_path/output)/'runs').mkdir()
+    picture().save(tmp_path/output/'runs'/'a.png')
+    with pytest.warns(UserWarning, match='passed over'): train,_ = split_files(tmp_path)
+    assert {f.parent.name for f in train}=={'a','b','test'}
 
 def test_a_class_of_trains_is_no_split(tmp_path):
     train,_ = split_files(class_folders(tmp_path, classes=['train','bus']))
@@ -728,6 +813,23 @@ def test_a_split_that_cannot_be_is_an_error(tmp_path):
     with pytest.raises(ValueError, match='folder for each class'): split_files(class_folders(tmp_path/'z', classes='a'))
     with pytest.raises(ValueError, match='only 1 of b'): split_files([*find_images(tmp_path/'z'), tmp_path/'z'/'b'/'0.png'])
     with pytest.raises(ValueError, match='(0,1)'): split_files(tmp_path/'y', test_pct=1)
+
+@pytest.mark.parametrize('label,msg', [(lambda f: 1,'each class, found 1'), (lambda f: None,'one type, got NoneType'),
+    (lambda f: 1 if 'a' in f.parts else 'b','one type, got int and str'), (lambda f: int(f.stem)%2+2*('val' in f.parts),'lacks: 2, 3')])
+def test_classes_that_are_no_names_are_told(tmp_path, label, msg):
+    for o in ('train','val'): class_folders(tmp_path/o)
+    with pytest.raises(ValueError, match=msg): split_files(tmp_path, label_func=label)
+
+def test_classes_may_be_numbers(tmp_path):
+    assert list(make_labelled(class_folders(tmp_path), label_func=lambda f: int(f.stem)%2).vocab)==[0,1]
+
+@places
+@pytest.mark.parametrize('broken,msg', [('val','of validation'), ('train','of class a, class b'), ('train/b','of class b')])
+def test_a_part_or_class_without_a_readable_image_is_named(tmp_path, in_memory, broken, msg):
+    for o in ('train','val'): class_folders(tmp_path/o)
+    for f in (tmp_path/broken).rglob('*.png'): f.write_bytes(b'x')
+    with pytest.warns(UserWarning, match='could not be read'), pytest.raises(ValueError, match=f'No image could be read {msg}'):
+        make_labelled(tmp_path, in_memory=in_memory, cache_dir=tmp_path/'.cache')
 
 @places
 def test_labelled_batches_are_the_pixels_and_classes_of_the_files(tmp_path, in_memory):
