@@ -72,7 +72,8 @@ def label_tensor(
     "`labels` as a tensor, or a `ValueError` where they are no numbers"
     try: return torch.as_tensor(labels).as_subclass(Tensor)
     except (TypeError,ValueError,RuntimeError):
-        raise ValueError(f"Labels are numbers, got {first(labels)!r}: number the classes, names are a `vocab`") from None
+        got = first(ifnone(labels, [None]))
+        raise ValueError(f"Labels are numbers, got {got!r}: number the classes, names are a `vocab`") from None
 
 def _features(enc, dl, norm, tfm=noop):
     "Features and labels of each batch of `dl`; `tfm` gets the images in [0,1]"
