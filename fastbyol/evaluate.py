@@ -22,7 +22,7 @@ from .views import *
 from .transfer import *
 from .callback import *
 
-# %% ../nbs/11_evaluate.ipynb #cfb2b545
+# %% ../nbs/11_evaluate.ipynb #7b2cbac3
 def item_names(
     dl # data loader of fastai or torch
 )->list|None: # such as files; None where it has none
@@ -34,6 +34,7 @@ def item_names(
     named = len(items) and all(isinstance(o, (str,Path,int,np.integer)) for o in items)
     return list(items) if named else None
 
+# %% ../nbs/11_evaluate.ipynb #cfb2b545
 def pick_items(
     dl, # data loader of fastai or torch
     pick:callable=noop, # from the indices of all items to those wanted
@@ -75,6 +76,7 @@ def label_tensor(
         got = first(ifnone(labels, [None]))
         raise ValueError(f"Labels are numbers, got {got!r}: number the classes, names are a `vocab`") from None
 
+# %% ../nbs/11_evaluate.ipynb #36eef866
 def _features(enc, dl, norm, tfm=noop):
     "Features and labels of each batch of `dl`; `tfm` gets the images in [0,1]"
     device = first(enc.body.parameters()).device
@@ -399,6 +401,7 @@ def _draws(y, by, amounts, seeds):
         res.update({key:list(rows) for rows,key in different.items()})
     return res
 
+# %% ../nbs/11_evaluate.ipynb #1bb7acff
 def _few_label_runs(names, encoders, dls, by, amounts, seeds, bs, n_out=None, **kwargs):
     "A row per contestant, number of labels and draw"
     data = {owner:_dls_for(enc, dls) for owner,enc in encoders.items()}

@@ -27,7 +27,6 @@ class Monitor(Callback):
         self._shown,self._resumed,self._begun = [],False,False
         self._forget()
     def _forget(self): self.__dict__.update(deepcopy(self._kept))
-
     def before_fit(self):
         self._hide()
         self._begun,self.run = False,not hasattr(self, 'gather_preds')
@@ -332,6 +331,7 @@ def _look(self:HealthMonitor, epoch):
     if not rank_distrib(): print(f'Epoch {epoch}: {advice}')
     if self.stop and finding=='collapsed': raise CancelFitException()
 
+# %% ../nbs/12_monitor.ipynb #c975b2f1
 @patch
 def _rank_limit(self:HealthMonitor, row):
     "The highest rank possible, and the one to be called collapsed below: none where few are possible"

@@ -1,8 +1,8 @@
 "Embeddings in order and normalised once; nearest neighbours against scikit-learn, in bounded memory"
 from conftest import *
-from fastbyol.core import eval_mode
+from fastbyol.core import PlainTable, eval_mode
 from fastbyol.transfer import Encoder
-from fastbyol.evaluate import LabelEfficiency
+from fastbyol.evaluate import LabelEfficiency, item_names, label_tensor
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -290,6 +290,7 @@ def test_classes_may_have_any_numbers(values):
     (np.eye(2),'one label per image')])
 def test_labels_of_the_bank_are_one_number_each(labels, msg):
     with pytest.raises(ValueError, match=msg): knn_predict(torch.eye(2), labels, torch.eye(2))
+    with pytest.raises(ValueError, match='numbers, got None'): label_tensor(None)
     for y in ([3,7], np.array([3,7])): assert knn_predict(torch.eye(2), y, torch.eye(2), k=1).tolist()==[3,7]
 
 def collated(*y): return lambda items: (torch.stack(items),*y)
@@ -306,12 +307,13 @@ def test_a_file_that_cannot_be_read_is_named(model, tmp_path, workers):
     files[2].write_bytes(files[2].read_bytes()[:60])
     block = DataBlock((ImageBlock,CategoryBlock), get_y=lambda f: f.stem, splitter=lambda o: ([*range(4)],[]))
     dl = block.dataloaders(files, bs=2, num_workers=workers, device=cpu, drop_last=False).train
+    assert item_names(dl)==files
     for look in (lambda: get_embeddings(model, dl), lambda: knn_accuracy(model, dl, dl)):
         with pytest.raises(OSError, match=r'2\.png cannot be read.*leave it out'): look()
 
 def test_tables_in_a_notebook_show_a_dollar_as_a_dollar():
     res = LabelEfficiency([dict(contestant='$a$, linear', per_class=1, mean=.5, sd=.1, n=3)])
-    for table in (res, res.table(), res.head(1)): assert 'tex2jax_ignore' in table._repr_html_()
+    for table in (res, res.table(), res.head(1)): assert isinstance(table, PlainTable) and 'tex2jax_ignore' in table._repr_html_()
 
 def test_names_of_contestants_are_drawn_as_they_are():
     names = ['$5_$10_bill','_background','a_b']
