@@ -204,6 +204,9 @@ def _check_cbs(learn):
     "Name callbacks that cannot work in pretraining, before any work is done"
     has_valid = len(learn.dls.loaders)>1 and len(learn.dls.valid)
     no_value = [] if has_valid else ['valid_loss', *[o.name for o in learn.metrics if isinstance(o, AvgMetric)]]
+    columns = [*learn.metrics.attrgot('name'), *[o for cb in learn.cbs for o in L(getattr(type(cb), 'columns', ()))]]
+    columns = [*dict.fromkeys(['train_loss','valid_loss',*columns])] # monitors add theirs later
+    known = {*columns, *[f'{o}_{name}' for o in ('train','valid') for name in columns]} # a `Recorder` may do so
     for cb in learn.cbs:
         name,value = type(cb).__name__,vars(cb).get
         logs = name in ('TensorBoardCallback','TensorBoardProjectorCallback') # without importing tensorboard
@@ -215,6 +218,8 @@ def _check_cbs(learn):
         if tracks or (logs and no_value):
             other = ", or `monitor='train_loss'`" if tracks else ''
             raise ValueError(f"`{name}` needs validation images: set `valid_pct` above 0{other}")
+        if isinstance(cb, TrackerCallback) and cb.monitor not in known:
+            raise ValueError(f"`{name}` finds no column {cb.monitor!r}: choose from {', '.join(map(str, columns))}")
 
 @patch
 def decodes(self:BYOLLoss, pred):

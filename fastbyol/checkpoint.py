@@ -94,9 +94,11 @@ def _cbs_state(cbs):
         if state: states[name] = _plain(state, type(cb).__name__)
     return states
 
-def _load_cbs(cbs, states):
+def _load_cbs(cbs, states, early=False):
+    "Those that set up more from their state in `before_train` have it early"
     for name,cb,has_state in _named(cbs):
-        if name in states: (cb.load_state_dict if has_state else vars(cb).update)(states[name])
+        now = getattr(type(cb), 'loads_early', False)==early
+        if now and name in states: (cb.load_state_dict if has_state else vars(cb).update)(states[name])
 
 def _opt_state(opt):
     "State of the optimiser, and the gradients, which with accumulation outlive an epoch"
@@ -271,6 +273,7 @@ def _load_run(learn, st, file):
     if now.keys()-{'n_epoch','precision'}: st.update(batch=0, chance=None) # begin the epoch again
     load_strict(online_model(learn.model), st['model'], str(file))
     _load_opt(learn.opt, st['opt'], file)
+    _load_cbs(learn.cbs, st['cbs'], early=True)
     learn.train_iter = st['train_iter']
     getattr(learn.dls, 'n_inp', None) # fastai looks at an item to find out, with random numbers
     if st['chance']: _set_chance(learn.dls, st['chance'][rank_distrib()])

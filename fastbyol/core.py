@@ -7,10 +7,10 @@ Docs: https://fastbyol.github.io/fastbyol/core.html.md"""
 # %% auto #0
 __all__ = ['check_counts', 'check_view_size', 'plain_label', 'eval_mode', 'fixed_rng', 'inner_dl', 'dl_bs', 'dl_n',
            'online_model', 'find_normalize', 'normalize_stats', 'to_unit', 'check_unit', 'whole_file', 'load_strict',
-           'with_progress', 'gather_objects']
+           'with_progress', 'gather_objects', 'PlainTable']
 
 # %% ../nbs/00_core.ipynb #a06d9a52
-import os,random,sys,warnings
+import os,random,sys,threading,warnings
 import torch.distributed as dist
 from contextlib import contextmanager
 from fastcore.imports import IN_NOTEBOOK
@@ -45,17 +45,24 @@ def plain_label(
     return f'\u200b{label}' if label[:1] in ('','_') else label # a space without width
 
 # %% ../nbs/00_core.ipynb #8d7c70a9
+_modes,_modes_lock = {},threading.Lock() # former mode of each module in evaluation mode, and how many look
+
 @contextmanager
 def eval_mode(
     m:nn.Module # module to look at
 ):
     "Put `m` into evaluation mode, without gradients; afterwards each submodule is in its former mode"
-    modes = {o:o.training for o in m.modules()}
-    try:
+    with _modes_lock:
+        modules = list(m.modules())
+        for o in modules: _modes.setdefault(o, [o.training,0])[1] += 1
         m.eval()
+    try:
         with torch.no_grad(): yield m
     finally:
-        for o,mode in modes.items(): o.training = mode
+        with _modes_lock:
+            for o in modules:
+                _modes[o][1] -= 1
+                if not _modes[o][1]: o.training = _modes.pop(o)[0]
 
 # %% ../nbs/00_core.ipynb #211e9baa
 @contextmanager
@@ -193,3 +200,9 @@ def gather_objects(
     res = [None]*dist.get_world_size()
     dist.all_gather_object(res, o)
     return res
+
+class PlainTable(pd.DataFrame):
+    "A table that notebooks show as it is: `$` in a name is `$`, not the start of a formula"
+    _constructor = property(lambda self: PlainTable)
+    def _repr_html_(self):
+        with pd.option_context('display.html.use_mathjax', False): return super()._repr_html_()

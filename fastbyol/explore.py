@@ -27,14 +27,7 @@ def _fetch(dl, idxs):
     with fixed_rng(0), in_order(dl, lambda order: [order[i] for i in idxs]) as batches:
         for b in batches: yield from to_unit(b[0] if isinstance(b, (tuple,list)) else b, norm).cpu()
 
-def _dl_items(dl):
-    "Names of the items of `dl`, such as files; None where it has none"
-    ds = getattr(inner_dl(dl), 'dataset', None)
-    items = getattr(ds, 'items', None)
-    if isinstance(items, pd.DataFrame): return list(items.index)
-    if items is None or callable(items): items = [o[0] for o in getattr(ds, 'samples', [])] # of torchvision
-    named = len(items) and all(isinstance(o, (str,Path,int,np.integer)) for o in items)
-    return list(items) if named else None
+
 
 # %% ../nbs/15_explore.ipynb #f6d71145
 class EmbeddedImages:
@@ -50,7 +43,7 @@ class EmbeddedImages:
         if features.ndim!=2 or not len(features):
             raise ValueError(f"`features` must be (n, d) with n>0, got {tuple(features.shape)}")
         if not features.isfinite().all(): raise ValueError("Features hold NaN: the body has diverged")
-        if labels is not None: labels = torch.as_tensor(labels).cpu()
+        if labels is not None: labels = label_tensor(labels).cpu()
         if labels is not None and (labels.ndim!=1 or labels.is_floating_point()): labels = None
         self.features,self.labels,self.vocab,self.images = features,labels,vocab,images
         self.unit = F.normalize(features, dim=1) # a product of two is a cosine
@@ -77,7 +70,11 @@ def pictures(self:EmbeddedImages,
     idxs,images = [int(i) for i in idxs],self.images
     if images is None: raise ValueError("There are no pictures: pass `images` or a data loader")
     if hasattr(images, 'dataset'): return _fetch(images, idxs)
-    return (to_unit(torch.as_tensor(images(i) if callable(images) else images[i])) for i in idxs)
+    def picture(i):
+        try: return to_unit(torch.as_tensor(images(i) if callable(images) else images[i]))
+        except OSError as e: warnings.warn(f"{self.items[i]} is drawn blank, it cannot be read: {e}")
+        return torch.ones(3, 16, 16)
+    return map(picture, idxs)
 
 def embed_images(
     source, # anything that `as_encoder` takes; features (n, d); or `EmbeddedImages`, which are returned
@@ -90,7 +87,7 @@ def embed_images(
     if isinstance(dl, DataLoaders) or (dl is None and not ready):
         raise TypeError(f"`dl` must be one data loader, such as `dls.train`, got {type(dl).__name__}")
     features,labels = (source,None) if ready else get_embeddings(source, dl, target=target)
-    items = _dl_items(dl)
+    items = item_names(dl)
     if not ready and items and len(items)!=len(features): items = None # it reads other images
     return EmbeddedImages(features, labels, items, getattr(dl, 'vocab', None), images=dl)
 
@@ -215,12 +212,10 @@ def show_neighbours(
     return _draw_grid(emb, cells, 1+nearest.shape[1])
 
 # %% ../nbs/15_explore.ipynb #dfa1eff7
-class ImageTable(pd.DataFrame):
+class ImageTable(PlainTable):
     "A row for each image, or pair of images, that was found; `show` draws them"
     _metadata = ['emb']
     _constructor = property(lambda self: ImageTable)
-    def _repr_html_(self): # `$` in a name is `$`
-        with pd.option_context('display.html.use_mathjax', False): return super()._repr_html_()
 
     def show(self,
         n:int=18, # rows of the table to draw, from the first

@@ -21,19 +21,21 @@ from .evaluate import *
 class Monitor(Callback):
     "Base of callbacks that look at the model after an epoch and add what they see to the progress table"
     # before the `Recorder` (50), which asks the metrics for their names and values
-    order,columns,every,_beside_byol = 40,(),1,False
+    order,columns,every,_beside_byol,loads_early = 40,(),1,False,True
     _kept = dict(rows=[]) # what a checkpoint keeps, as it is before a run
     def __init__(self):
         self._shown,self._resumed,self._begun = [],False,False
         self._forget()
     def _forget(self): self.__dict__.update(deepcopy(self._kept))
-
     def before_fit(self):
         self._hide()
-        self._begun,self.run = False,not (hasattr(self.learn, 'lr_finder') or hasattr(self, 'gather_preds'))
+        self._begun,self.run = False,not hasattr(self, 'gather_preds')
         if not self.run: return
         self._shown = [ValueMetric(partial(self._latest, o), o) for o in self.columns]
         self.learn.metrics = [*self.learn.metrics, *self._shown]
+    def before_epoch(self): # `lr_find` has the columns, since a tracker looks for its own, but no looks
+        self.run = not hasattr(self.learn, 'lr_finder')
+        if not self.run: self._hide()
     def _hide(self): self.learn.metrics = [o for o in self.learn.metrics if o not in self._shown]
     def _latest(self, column): # an epoch without a look has no value
         epoch = getattr(self.learn, 'epoch', 0)+1
@@ -159,7 +161,7 @@ class OnlineProbe(Monitor):
     "A linear classifier trained beside BYOL, without gradient to the body; column `probe`"
     # before `BYOLCallback` (12) takes the labels out of the batch
     order,run_valid,columns,name,_beside_byol = BYOLCallback.order-1,False,('probe',),'probe',True
-    _kept = dict(rows=[], head=None, opt_probe=None)
+    _kept = dict(rows=[], head=None, opt_probe=None, _counts=None)
     def __init__(self,
         n_out:int=None, # classes; None: as the data says
         lr:float=1e-2, # learning rate of its own optimiser, Adam
@@ -195,7 +197,7 @@ def _make(self:OnlineProbe, n_features, n_out, device):
     if head: self.head.load_state_dict(head)
     if opt: self.opt_probe.load_state_dict(opt)
     # labels predicted correctly, known, and of no class: counted on the device, read once an epoch
-    self._counts = torch.zeros(3, dtype=torch.long, device=device)
+    self._counts = ifnone(self._counts, torch.zeros(3, dtype=torch.long)).to(device)
 
 @patch
 def before_batch(self:OnlineProbe):
@@ -329,13 +331,20 @@ def _look(self:HealthMonitor, epoch):
     if not rank_distrib(): print(f'Epoch {epoch}: {advice}')
     if self.stop and finding=='collapsed': raise CancelFitException()
 
+# %% ../nbs/12_monitor.ipynb #c975b2f1
+@patch
+def _rank_limit(self:HealthMonitor, row):
+    "The highest rank possible, and the one to be called collapsed below: none where few are possible"
+    most = min(online_model(self.model).projection_size, row['images']-1)
+    return most,self.limits['rank'] if most>=4 else 0.
+
 @patch
 def _verdict(self:HealthMonitor, row):
     "What is wrong, or None, and a sentence for people"
     model,taus,limits = online_model(self.model),self.learn.byol.taus,self.limits
     if row['images']<self.least_images: return None,None
     one_point = row['std']<limits['std'] and row['agreement']>limits['agreement']
-    if one_point or row['rank']<limits['rank']:
+    if one_point or row['rank']<self._rank_limit(row)[1]:
         how = f"a point (standard deviation {row['std']:.2f})" if one_point else f"rank {row['rank']:.1f}"
         tips = ['a lower learning rate', 'a longer warm-up', 'stronger views']
         if model.momentum and taus and taus[-1]<.9: tips = ['a `tau` near 1, such as 0.99', *tips]
@@ -352,7 +361,7 @@ def report(self:HealthMonitor)->str: # for people
     "The state after the last look, in words"
     if not self.rows: return 'Not measured yet.'
     row = {'images':self.n_items, **self.rows[-1]} # older checkpoints do not say how many
-    most = min(online_model(self.model).projection_size, row['images']-1)
+    most,_ = self._rank_limit(row)
     found = [f"Epoch {o['epoch']}: {o['advice']}" for o in self.found] or ['No sign of trouble.']
     if row['images']<self.least_images:
         found = [f'Too few images for a verdict: {self.least_images} are needed.']

@@ -107,6 +107,28 @@ def test_threads_that_share_a_network_get_the_features_of_their_own_images(layer
     assert all(torch.equal(a, b) for o,p in zip(got, want) for a,b in zip(o, p))
     assert not any(m._forward_hooks for m in net.modules())
 
+def test_threads_that_share_a_network_in_training_look_at_it_in_evaluation_mode():
+    "4 threads as in a server: one that ended put the others into training mode"
+    m,xs = BYOL('test_resnet', hidden_size=8, projection_size=4),torch.rand(40,2,3,32,32)
+    m.train(); before = {k:v.clone() for k,v in m.state_dict().items()}
+    def embed(x):
+        with eval_mode(m): return m.embed(x)
+    want,dl = [embed(x) for x in xs],image_dls(noise(8), 4)
+    feats = get_embeddings(m, dl.valid)[0]
+    def look(x): return embed(x),get_embeddings(m, dl.valid)[0]
+    with ThreadPoolExecutor(4) as ex: got = list(ex.map(look, xs))
+    assert all(torch.equal(a, w) and torch.equal(b, feats) for (a,b),w in zip(got, want))
+    assert same_sd(before, m.state_dict()) and m.training and m.body.training
+
+def test_contexts_that_end_in_another_order_than_they_began_leave_the_mode_as_it_was():
+    m = nn.Sequential(nn.Linear(2,2), nn.Linear(2,2).eval())
+    a,b = eval_mode(m),eval_mode(m[0])
+    with torch.enable_grad(): # as it is afterwards
+        a.__enter__(); b.__enter__(); a.__exit__(None, None, None)
+        assert not m[0].training
+        b.__exit__(None, None, None)
+    assert [o.training for o in (m,*m)]==[True,True,False]
+
 def test_a_body_around_a_body_sees_both_layers():
     inner = LayerBody(Blocks(), 'b'); x = torch.rand(2,3,4,4)
     assert torch.equal(LayerBody(inner, 'module.a')(x), inner.module.a(x))

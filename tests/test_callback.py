@@ -671,7 +671,8 @@ cannot = {
     'stop': (lambda: EarlyStoppingCallback(), "validation images.*monitor='train_loss'"),
     'plateau': (lambda: ReduceLROnPlateau('valid_loss'), "validation images.*monitor='train_loss'"),
     'curves': (lambda: tensorboard(trace_model=False, log_preds=False), 'needs validation images: set `valid_pct` above 0$'),
-    'metric': (lambda: SaveModelCallback('mean_of_pred'), "validation images.*monitor='train_loss'")}
+    'metric': (lambda: SaveModelCallback('mean_of_pred'), "validation images.*monitor='train_loss'"),
+    'unknown': (lambda: SaveModelCallback('knn'), "no column 'knn': choose from train_loss, valid_loss, mean_of_pred$")}
 @pytest.mark.parametrize('kind', cannot)
 @pytest.mark.parametrize('y', [None, [0]*24], ids=['unlabelled','labelled'])
 def test_callbacks_that_cannot_work_say_why_before_training(kind, y, tmp_path):

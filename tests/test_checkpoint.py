@@ -198,6 +198,30 @@ def test_callbacks_get_their_state_back_and_see_nothing_of_what_is_over(tmp_path
     want = a.seen[a.seen.index(('train',1)):]
     assert b.seen==want[:1] + ['load'] + want[1+at[1]:]
 
+@pytest.mark.parametrize('same', [True,False])
+@pytest.mark.parametrize('at', [(1,0),(1,2)])
+def test_a_run_with_all_monitors_resumes_with_their_histories(tmp_path, at, same, capsys):
+    def data():
+        x = noise(32)
+        return image_dls(x, y=[i%2 for i in range(32)], shuffle=True)
+    def cbs(): return [HealthMonitor(8), OnlineProbe(n_out=2), KNNCallback(image_dls(noise(24), y=[i%2 for i in range(24)]))]
+    looks = []
+    def watched(learn):
+        look = learn.knn._look
+        learn.knn._look = lambda epoch: (looks.append(epoch), look(epoch))
+        return learn
+    flat(whole := make(data, cbs=cbs()))
+    checkpoint = CheckpointCallback(tmp_path/'c', every_batches=1, keep=None)
+    interrupted(learn := make(data, cbs=[checkpoint, Stop(*at), *cbs()]), flat)
+    if same: learn.remove_cbs(learn.cbs.filter(risinstance(Stop)))
+    else: learn = make(data, seed=99, cbs=cbs())
+    flat(watched(resume(learn, tmp_path/'c')))
+    assert same_run(whole, learn) and looks==[2,3]
+    for name in ('health','probe','knn'):
+        a,b = getattr(whole, name),getattr(learn, name)
+        pd.testing.assert_frame_equal(a.history, b.history)
+    assert same_sd(whole.probe.head.state_dict(), learn.probe.head.state_dict())
+
 def test_two_callbacks_of_one_class_keep_their_states(tmp_path):
     def cbs():
         a,b = Counts(),Counts()

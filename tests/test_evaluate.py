@@ -1,7 +1,8 @@
 "Embeddings in order and normalised once; nearest neighbours against scikit-learn, in bounded memory"
 from conftest import *
-from fastbyol.core import eval_mode
+from fastbyol.core import PlainTable, eval_mode
 from fastbyol.transfer import Encoder
+from fastbyol.evaluate import LabelEfficiency, item_names, label_tensor
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -270,6 +271,49 @@ def test_the_data_is_left_as_it_was(tmp_path):
 @pytest.mark.parametrize('kw,msg', [(dict(seeds=0),'seeds'), (dict(contestants=('magic',)),'Unknown contestant'), (dict(per_class=(500,)),'500 per class')])
 def test_label_efficiency_names_mistakes(kw, msg):
     with pytest.raises(ValueError, match=msg): label_efficiency(small_byol(), few_dls(12), **kw)
+
+@pytest.mark.parametrize('name', ['BYOL','pixels','ImageNet','random weights','from scratch'])
+def test_other_bodies_have_names_of_their_own(name):
+    with pytest.raises(ValueError, match=f"'{name}'.*another name"):
+        label_efficiency(small_byol(), few_dls(4), others={name:small_byol()})
+
+@pytest.mark.parametrize('values', [(False,True), (-1,5)])
+def test_classes_may_have_any_numbers(values):
+    def run(values):
+        dls = few_dls(8, 2)
+        for dl in dls.loaders: dl.dataset = [(x,torch.tensor(values[int(y)])) for x,y in dl.dataset]
+        return label_efficiency(small_byol(), dls, (2,), seeds=1, steps=2, seed=3).runs
+    set_seed(0); want = run((0,1))
+    set_seed(0); pd.testing.assert_frame_equal(run(values), want)
+
+@pytest.mark.parametrize('labels,msg', [(['a','b'],"numbers, got 'a'"), ([[0],[1]],'2 images, 2 × 1 labels'),
+    (np.eye(2),'one label per image')])
+def test_labels_of_the_bank_are_one_number_each(labels, msg):
+    with pytest.raises(ValueError, match=msg): knn_predict(torch.eye(2), labels, torch.eye(2))
+    with pytest.raises(ValueError, match='numbers, got None'): label_tensor(None)
+    for y in ([3,7], np.array([3,7])): assert knn_predict(torch.eye(2), y, torch.eye(2), k=1).tolist()==[3,7]
+
+def collated(*y): return lambda items: (torch.stack(items),*y)
+def test_batches_of_no_label_or_of_two_are_told(model):
+    dl = lambda *y: torch.utils.data.DataLoader(list(noise(8)), 8, collate_fn=collated(*y))
+    feats,y = get_embeddings(model, dl(None)); assert len(feats)==8 and y is None
+    for ys,msg in (((None,), 'has none'), ((torch.arange(8),)*2, 'has 2 targets')):
+        with pytest.raises(ValueError, match=msg): knn_accuracy(model, dl(*ys), dl(*ys))
+
+@pytest.mark.parametrize('workers', [0,2])
+def test_a_file_that_cannot_be_read_is_named(model, tmp_path, workers):
+    files = [tmp_path/f'{i}.png' for i in range(4)]
+    for f,x in zip(files, noise(4)): pil(x).save(f)
+    files[2].write_bytes(files[2].read_bytes()[:60])
+    block = DataBlock((ImageBlock,CategoryBlock), get_y=lambda f: f.stem, splitter=lambda o: ([*range(4)],[]))
+    dl = block.dataloaders(files, bs=2, num_workers=workers, device=cpu, drop_last=False).train
+    assert item_names(dl)==files
+    for look in (lambda: get_embeddings(model, dl), lambda: knn_accuracy(model, dl, dl)):
+        with pytest.raises(OSError, match=r'2\.png cannot be read.*leave it out'): look()
+
+def test_tables_in_a_notebook_show_a_dollar_as_a_dollar():
+    res = LabelEfficiency([dict(contestant='$a$, linear', per_class=1, mean=.5, sd=.1, n=3)])
+    for table in (res, res.table(), res.head(1)): assert isinstance(table, PlainTable) and 'tex2jax_ignore' in table._repr_html_()
 
 def test_names_of_contestants_are_drawn_as_they_are():
     names = ['$5_$10_bill','_background','a_b']

@@ -175,6 +175,7 @@ def test_looking_changes_neither_modes_nor_weights_nor_random_numbers(model):
     (lambda: EmbeddedImages(torch.tensor([[1.,math.nan],[1,2]])), ValueError, 'diverged'),
     (lambda: EmbeddedImages(torch.randn(3,2), [0,1]), ValueError, 'as many, got {2, 3}'),
     (lambda: EmbeddedImages(torch.randn(3,2), items=['a']), ValueError, 'as many, got {1, 3}'),
+    (lambda: EmbeddedImages(torch.randn(2,2), ['a','b']), ValueError, "numbers, got 'a'.*vocab"),
     (lambda: embed_images(small_byol()), TypeError, r'dls\.train'),
     (lambda: embed_images(torch.randn(3,2), image_dls(noise(16))), TypeError, r'dls\.train'),
     (lambda: plot_embeddings(images_of(), method='umap'), ValueError, "'tsne' or 'pca'"),
@@ -209,6 +210,13 @@ def test_neighbours_are_drawn_whatever_their_names(as_items):
     fig.canvas.draw()
     drawn = titles(fig)[::2]
     assert not any(map(is_math_text, drawn)) and drawn[0].replace(r'\$', '$') in ('$5_$10_bill', '…5_$10_bill')
+
+def test_a_picture_that_cannot_be_read_is_drawn_blank(tmp_path):
+    files = files_in(tmp_path, 4); files[1].write_bytes(files[1].read_bytes()[:60]); files[2].unlink()
+    emb = EmbeddedImages(torch.rand(4, 3), items=files)
+    with pytest.warns(UserWarning, match=f'{files[2].name} is drawn blank'): x = pictures(emb, range(4))
+    assert [bool((o==1).all()) for o in x]==[False,True,True,False]
+    with pytest.warns(UserWarning, match='blank'): plot_embeddings(emb); show_neighbours(emb)
 
 def test_a_table_in_a_notebook_shows_a_dollar_as_a_dollar():
     html = find_outliers(EmbeddedImages(torch.randn(9,4), items=odd_names))._repr_html_()

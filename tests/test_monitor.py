@@ -241,6 +241,13 @@ def test_trackers_see_the_column(tmp_path):
     learn.fit(2, 1e-3)
     assert learn.save_model.best==learn.knn.history.knn[1:].max()
 
+@pytest.mark.parametrize('column', ['knn','probe','std'])
+def test_a_learning_rate_is_found_beside_trackers_of_the_columns(column, tmp_path):
+    learn = byol_learn(labelled(), cbs=[*monitors(), SaveModelCallback(monitor=column), EarlyStoppingCallback(monitor=column)], path=tmp_path)
+    learn.lr_find(num_it=8, show_plot=False)
+    assert not any(len(o.history) for o in (learn.knn,learn.probe,learn.health)) and len(learn.metrics)==0
+    learn.fit(1, 1e-3); assert learn.save_model.best==learn.recorder.values[-1][learn.save_model.idx]
+
 @pytest.mark.parametrize('dls', [5, [1,2,3], DataLoaders(labelled().train)])
 def test_knn_wants_loaders(dls):
     with pytest.raises(TypeError, match='pair'): KNNCallback(dls)
@@ -424,6 +431,11 @@ def test_a_rank_is_told_with_the_most_that_the_images_allow():
 def test_few_images_get_no_verdict(n, capsys):
     learn = byol_learn(labelled(), cbs=HealthMonitor(n, limits=dict(rank=99))); learn.fit(1, 1e-3)
     assert not learn.health.collapsed and 'Too few images' in learn.health.report() and 'collapsed ' not in capsys.readouterr().out
+
+@pytest.mark.parametrize('size', [1,2,3])
+def test_projections_of_few_directions_are_not_called_collapsed_by_rank(size):
+    learn = byol_learn(labelled(), model=small_byol(projection_size=size), cbs=HealthMonitor(16, limits=dict(std=0))); learn.fit(1, 1e-3)
+    assert learn.health.rows[-1]['images']==16 and not learn.health.collapsed
 
 def test_collapse_is_said_once_and_ends_the_run_where_asked():
     mk = lambda **kw: byol_learn(labelled(), cbs=health(limits=dict(rank=99), **kw)) # everything is a collapse
