@@ -237,10 +237,11 @@ def before_train(self:BYOLCallback):
 def _check_bs(self:BYOLCallback, dl):
     bs,n = dl_bs(dl),dl_n(dl)
     if n is None: return # an iterable dataset
-    if not len(dl): raise ValueError(f"{n} images for bs={bs}: use a smaller `bs`")
+    more = n<2 and "pass more images"
+    if not len(dl): raise ValueError(f"{n} images for bs={bs}: {more or 'use a smaller `bs`'}")
     single = bs==1 or (bs and n%bs==1 and not inner_dl(dl).drop_last)
     if single and batch_norms(online_model(self.model)):
-        raise ValueError("Batch norm needs 2 images, got a last batch of 1: set `drop_last=True`")
+        raise ValueError(f"Batch norm needs 2 images, got a last batch of 1: {more or 'set `drop_last=True`'}")
 
 @patch
 def after_train(self:BYOLCallback):

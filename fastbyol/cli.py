@@ -9,20 +9,35 @@ __all__ = ['run_command', 'pretrain', 'finetune', 'evaluate', 'embed', 'demonstr
 
 # %% ../nbs/19_cli.ipynb #dffdbbd8
 import functools,importlib,inspect,os,re,sys,warnings
+from contextlib import redirect_stderr,redirect_stdout
 from types import SimpleNamespace
 from typing import Annotated
 from fastcore.script import anno_parser
 
 # %% ../nbs/19_cli.ipynb #b87e343a
+class _Stream:
+    "No character, closed pipe or full disk may stop a program: it goes on in silence"
+    def __init__(self, stream):
+        self.stream = stream or open(os.devnull, 'w')
+        if hasattr(self.stream, 'reconfigure'): self.stream.reconfigure(errors='replace')
+    def __getattr__(self, name): return getattr(self.stream, name)
+    def write(self, text): return self._try(self.stream.write, text)
+    def flush(self): self._try(self.stream.flush)
+    def _try(self, f, *args):
+        try: return f(*args)
+        except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
 def run_command(
     func, # function with docments, whose first arguments without defaults are positional
     prog:str, # name of the command
     argv:list=None, # arguments; None: those of the process
 )->int: # exit code: 0 done, 2 bad input, 130 after Ctrl-C, 143 after SIGTERM
     "Call `func` with arguments from the command line"
-    for stream in (sys.stdout,sys.stderr): # no character of ours may stop a program
-        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
-    if argv is None: argv = sys.argv[1:]
+    with redirect_stdout(_Stream(sys.stdout)) as out, redirect_stderr(_Stream(sys.stderr)):
+        try: return _call(func, prog, sys.argv[1:] if argv is None else argv)
+        finally: out.flush()
+
+def _call(func, prog, argv):
     argv = [re.sub('^--[^=]+', lambda option: option[0].replace('_', '-'), arg) for arg in argv]
     args = vars(anno_parser(func, prog=prog).parse_args(argv))
     args = {name:args[name] for name in inspect.signature(func).parameters}
@@ -31,7 +46,7 @@ def run_command(
         try: return func(**args) or 0
         except (ValueError,TypeError,OSError) as e:
             if os.environ.get('FASTBYOL_DEBUG'): raise
-            print(f"{prog}: {str(e).split(chr(9))[-1].strip()}", file=sys.stderr) # without the callback
+            print(f'{prog}:', str(e).split(':\n\t')[-1].strip(), file=sys.stderr) # without the callback
             return 2
         except KeyboardInterrupt: return 130
 

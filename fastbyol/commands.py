@@ -9,7 +9,7 @@ __all__ = ['StopSignals', 'run_pretrain', 'run_finetune', 'run_eval', 'run_embed
 
 # %% ../nbs/17_commands.ipynb #7f89320d
 import hashlib,importlib.util,json,signal,sys,threading
-from contextlib import contextmanager,nullcontext
+from contextlib import contextmanager,nullcontext,suppress
 from .core import *
 from fastai.vision.all import *
 from fastai.distributed import teardown_distrib
@@ -83,7 +83,8 @@ def _logged(learn, out, bar, name='', append=False):
     "A bar on a terminal, else a line an epoch; a CSV file; TensorBoard where it is installed"
     bar = bar and sys.stdout.isatty()
     cbs = [_EpochLog(out/(f'log_{name}.csv' if name else 'log.csv'), append, show=not bar)]
-    if importlib.util.find_spec('tensorboard'): cbs.append(_tensorboard(out/'tensorboard'/name))
+    plain = str(out).encode(errors='replace').decode()==str(out) # TensorBoard takes no other names
+    if plain and importlib.util.find_spec('tensorboard'): cbs.append(_tensorboard(out/'tensorboard'/name))
     with learn.added_cbs(cbs), ContextManagers([] if bar else [learn.no_bar(),learn.no_logging()]): yield
 
 # %% ../nbs/17_commands.ipynb #fbf3bb72
@@ -130,13 +131,21 @@ def _identity(folder, files):
     "What a set of images is recognised by: names inside the folder, and sizes"
     sizes = [f.stat().st_size if f.exists() else 0 for f in files]
     text = ''.join(f'{f.relative_to(folder).as_posix()} {size}\n' for f,size in zip(files, sizes))
-    return dict(images=len(files), files=hashlib.sha256(text.encode()).hexdigest())
+    text = os.fsencode(text) # names may be any bytes
+    return dict(images=len(files), files=hashlib.sha256(text).hexdigest())
+
+def _whole_name(source):
+    "A body file by its whole path, which is the same from any folder; a timm name as it is"
+    files = [Path(o) for o in (source,f'{source}.safetensors') if o and Path(o).is_file()]
+    return str(files[0].resolve()) if files else source
 
 def _follow_run(opts, file, images):
     "Take options that were not given from `file`, the settings of the run that is there; refuse others"
-    try: run = {} if opts.overwrite else json.loads(file.read_text())
-    except (OSError,ValueError): run = {}
-    other = []
+    run,other = {},[]
+    if file.exists() and not opts.overwrite:
+        with suppress(ValueError): run = json.loads(file.read_text())
+        if not (run and isinstance(run, dict)):
+            raise ValueError(f"{file} is damaged: use another --out, or --overwrite")
     if run.get('files', images['files'])!=images['files']:
         other.append(f"{run['images']} images before, {images['images']} other ones now")
     for name,given in _pick(opts, _settings).items():
@@ -191,6 +200,7 @@ def run_pretrain(opts # the arguments of `cli.pretrain`
     "Pretrain, or resume the run that is there"
     files = find_images(opts.folder)
     images,n_files = _identity(opts.folder, files),len(files)
+    opts.teacher = _whole_name(opts.teacher)
     _follow_run(opts, Path(opts.out)/'settings.json', images)
     BodySpec(opts.arch) # a wrong name is told before anything is written
     per_step = n_files//max(1, num_distrib())//4 # four batches an epoch or more
@@ -254,7 +264,8 @@ def _verdict(few):
     "What the comparison comes to, in a sentence"
     n = int(few['per_class'].max())
     acc = few[few['per_class']==n].set_index('contestant')['mean']*100
-    ours,scratch,pixels = acc.filter(regex='^BYOL, '),acc['from scratch'],acc['pixels, nearest']
+    ours = acc[['BYOL, linear','BYOL, fine-tuned']]
+    scratch,pixels = acc['from scratch'],acc['pixels, nearest']
     best,name = ours.max(),ours.idxmax().removeprefix('BYOL, ')
     gain = f"was worth {best-scratch:.1f} points" if best>scratch else "did not help: train longer"
     text = (f"With {n} label{'s'*(n>1)} per class the pretrained body reaches {best:.1f} % ({name}), "
@@ -288,10 +299,10 @@ def run_eval(opts): # the arguments of `cli.evaluate`
         few = label_efficiency(source, dls, amounts, opts.draws, others=others, **_pick(opts, 'steps seed'))
         res.update(few_labels=few.to_dict('records'), runs=few.runs.to_dict('records'))
         _write_json(out/'eval.json', res)
-        print(f"\nFew labels: accuracy in %, by labels per class (mean ± standard error over {opts.draws} draws)\n")
-        print(few.table().to_string(), f"\n\n{_verdict(few)}", flush=True)
         few.plot(figsize=(7,4.5)).figure.savefig(out/'eval.png', dpi=150)
         plt.close('all')
+    print(f"\nFew labels: accuracy in %, by labels per class (mean ± standard error over {opts.draws} draws)\n")
+    print(few.table().to_string(), f"\n\n{_verdict(few)}")
     print(f"Figures: {out/'eval.json'}, picture: {out/'eval.png'}")
 
 # %% ../nbs/17_commands.ipynb #64c754b6

@@ -41,7 +41,8 @@ def plain_label(
     name # of a class, a file or a contestant
 )->str: # for titles, ticks and legends
     "`name` as text that matplotlib draws as it is, instead of reading it as markup"
-    label = ' '.join(str(name).splitlines()).replace('$', r'\$')
+    name = str(name).encode(errors='surrogateescape').decode(errors='replace') # of a file, it may be any bytes
+    label = ' '.join(name.splitlines()).replace('$', r'\$')
     return f'\u200b{label}' if label[:1] in ('','_') else label # a space without width
 
 # %% ../nbs/00_core.ipynb #8d7c70a9

@@ -32,12 +32,15 @@ def write_digits(
     return path
 
 def _demo_data(path, size, n_in, bs, seed):
-    "Files to train on and files put aside, unlabelled and labelled loaders"
+    "Unlabelled loaders to train with, and labelled ones of the same files and of those put aside"
     with tempfile.TemporaryDirectory() as tmp:
-        train,test = split_files(path or write_digits(Path(tmp)/'digits'), seed=seed)
         item_size = None if path else size # views of digits do not crop
-        udls = unlabelled_dls(train, size, bs, 0, n_in=n_in, item_size=item_size, in_memory=True)
-        return train,test,udls,labelled_dls(train, size, bs, n_in, valid=test, in_memory=True)
+        path = path or write_digits(Path(tmp)/'digits')
+        with fixed_rng(seed): # as if `udls` were the first that draws
+            dls = labelled_dls(path, size, bs, n_in, valid_pct=.3, seed=seed, in_memory=True)
+        files = list(dls.train_ds.items) # without those that cannot be read
+        udls = unlabelled_dls(files, size, bs, 0, n_in=n_in, item_size=item_size, in_memory=True)
+        return udls,DataLoaders(*[dl.new() for dl in dls.loaders], device=dls.device)
 
 # %% ../nbs/18_demo.ipynb #ddf85b8c
 def digit_view()->nn.Module: # images in [0,1] -> the same
@@ -119,30 +122,30 @@ def demo(
 )->LabelEfficiency: # the table
     "Pretrain without labels, compare few-label classifiers, print the table and save a picture"
     start,digits,out = time.time(),path is None,Path(out)
-    out.unlink(missing_ok=True) # a picture of an earlier run is no image to learn from
+    inside = path and Path(path).resolve() in out.resolve().parents
+    if inside and out.parent.exists() and not (mark_output(out.parent)/'.fastbyol').exists():
+        raise ValueError(f"{out} would lie among the images of {path}: choose another `out`")
     set_seed(seed)
     size,n_in = size or (32 if digits else 64),1 if digits else 3
-    train,test,udls,dls = _demo_data(path, size, n_in, bs, seed)
+    udls,dls = _demo_data(path, size, n_in, bs, seed)
     epochs = epochs or (80 if digits else max(1, round(1500/len(udls.train))))
-    smallest = min(Counter(f.parent.name for f in train).values())
+    smallest = min(Counter(int(o) for o in dls.train_ds.tls[1]).values())
     per_class = [o for o in per_class if o<=smallest] or [smallest]
     views = (digit_view(),digit_view()) if digits else byol_views(size, n_in)
     net = arch or small_resnet(n_in, (16,48,96) if digits else (32,64,128,256))
     precision = 'fp32' if digits else 'auto' # so that the same seed gives the same table
     cbs = _watching(dls.train, max(1, epochs//10))
     learn = byol_learner(udls, net, views=views, tau=.99, hidden_size=1024, cbs=cbs, precision=precision)
-    print(f"Pretraining on {len(train):,} images without labels: {epochs} epochs of {len(udls.train)} steps; "
-          f"{len(test):,} images are put aside", flush=True)
+    print(f"Pretraining on {len(dls.train_ds):,} images without labels: {epochs} epochs of {len(udls.train)} steps; "
+          f"{len(dls.valid_ds):,} images are put aside", flush=True)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 2e-3)
     print(learn.health.report())
     head = dict(concat_pool=False, lin_ftrs=[], ps=0.)
     res = label_efficiency(learn, dls, per_class, draws, steps=60, lr=1e-2, seed=seed, **head)
-    print(f"\nAccuracy in % on the images put aside, by labels per class (mean ± standard error of {draws} draws)\n")
-    print(res.table().to_string(), '\n')
-    if not out.parent.exists():
-        out.parent.mkdir(parents=True)
-        mark_output(out.parent)
+    if not out.parent.exists(): mark_output(out.parent)
     plot_demo(learn, res, dls, out)
     plt.close('all')
+    print(f"\nAccuracy in % on the images put aside, by labels per class (mean ± standard error of {draws} draws)\n")
+    print(res.table().to_string(), '\n')
     print(f"Picture: {out}  ({time.time()-start:.0f} s in all)")
     return res

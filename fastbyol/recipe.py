@@ -120,7 +120,8 @@ def _numbers(args, told):
     if effective_bs!=nearest: raise ValueError(f"`effective_bs` must be a multiple of {at_once}: use {nearest}")
     if n_items and effective_bs>n_items:
         fits = max(2, n_items//(2*processes))
-        raise ValueError(f"A step takes {effective_bs} images, of only {n_items}: use bs={fits}")
+        advice = f'use bs={fits}' if fits*processes<=n_items else 'pass more images'
+        raise ValueError(f"A step takes {effective_bs} images, of only {n_items}: {advice}")
     steps = n_items and epochs*(n_items//at_once)//accumulate # as `fit_byol` counts them
     numbers |= _by('batches for a step of effective_bs images', accumulate=accumulate) | dict(preset=(name,source))
     numbers['steps'] = steps,'epochs · n_items / effective_bs' if steps else 'not known without n_items'

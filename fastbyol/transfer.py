@@ -72,7 +72,7 @@ def save_body(
     source, # `Learner` that trained a `BYOL`, a `BYOL`, or an `Encoder`
     file:str|Path, # file to write; `.safetensors` is appended where missing
     dtype:torch.dtype=None, # of weights in the file, such as `torch.float16`; vectors keep theirs
-    for_timm:bool=False, # by timm's names, for `timm.create_model(name, checkpoint_path=file)`?
+    for_timm:bool=False, # by timm's names and `num_classes`, for `timm.create_model(name, checkpoint_path=file)`?
     best:bool=False, # of a `Learner`: the best body that its `KNNCallback` has seen?
     **info # anything more to note in the file, such as `epochs=100`: numbers, strings, lists
 )->Path: # the file
@@ -86,6 +86,7 @@ def save_body(
     meta.update(zip(_spec_keys, (spec.n_in,spec.small_stem,spec.layer,spec.size)))
     meta.update(mean=m.stats[0], std=m.stats[1], view_size=m.view_size, n_features=m.n_features)
     text = json.dumps({**meta, 'for_timm':for_timm, 'checksum':'sha256'})
+    if for_timm: to_timm(m) # warns of layers that were not trained
     sd = (to_timm(m, num_classes=None) if for_timm else m.body).state_dict()
     sd = {k:v.detach().cpu().contiguous().clone() for k,v in sd.items()}
     if dtype: sd = {k:v.to(dtype) if v.is_floating_point() and v.ndim>1 else v for k,v in sd.items()}

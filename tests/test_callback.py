@@ -722,6 +722,8 @@ def bare_tensors():
     (TypeError, r'tuples such as `\(images,\)`', lambda: dict(dls=bare_tensors())),
     (ValueError, 'drop_last=True', lambda: dict(dls=image_dls(noise(12), bs=1))),
     (ValueError, 'last batch of 1.*drop_last=True', lambda: dict(dls=image_dls(noise(17), drop_last=False))),
+    (ValueError, 'pass more images', lambda: dict(dls=image_dls(noise(9), bs=2))),
+    (ValueError, 'pass more images', lambda: dict(dls=image_dls(noise(9), bs=1))),
     (ValueError, 'IntToFloatTensor', lambda: dict(dls=image_dls(noise(32)*255))),
     (ValueError, 'NaN or infinity', lambda: dict(dls=image_dls(noise(32)/0))),
     (ValueError, 'n_in=3', lambda: dict(model=small_byol(n_in=1))),

@@ -4,7 +4,7 @@ from contextlib import redirect_stdout
 from filelock import FileLock
 from fastbyol import cli, commands, demo
 from fastbyol.data import load_square
-import io, json, shutil, signal, subprocess, sys, threading, time
+import io, json, shlex, shutil, signal, subprocess, sys, threading, time
 
 def photos(path, n=12, classes='ab', size=16):
     for k,c in enumerate(classes):
@@ -102,6 +102,37 @@ def test_no_character_stops_a_command(encoding, tmp_path):
         code = f'from odd import f,run_command; run_command(f, "x", {argv})'
         res = python(code, PYTHONIOENCODING=encoding, PYTHONPATH=path)
         assert res.returncode==0 and '?' in res.stdout, res.stderr
+
+no_stdout = ['>&-','>/dev/full','| head -n 1'] # closed, on a full disk, a reader that ends
+
+@pytest.mark.skipif(sys.platform!='linux', reason='needs /dev/full')
+@pytest.mark.parametrize('func,file', [(cli.pretrain,'body.safetensors'), (cli.evaluate,'eval.png')], ids=['pretrain','eval'])
+def test_nobody_has_to_read_what_a_command_says(func, file, data, tmp_path, body_file):
+    code,outs = f'from fastbyol.cli import {names[func]}_main as main; main()',[tmp_path/o for o in '012']
+    calls = [[sys.executable, '-c', code, *args_of(func, data, o, body_file)] for o in outs]
+    lines = [f'{shlex.join(map(str, o))} {to}' for o,to in zip(calls, no_stdout)]
+    command = '; '.join(['set -o pipefail', *[f'( {o} ) || exit 1' for o in lines]])
+    res = subprocess.run(['bash', '-c', command], capture_output=True, text=True, timeout=600)
+    assert res.returncode==0 and 'Error' not in res.stderr and all((o/file).exists() for o in outs), res.stderr
+
+def test_a_folder_is_named_with_its_tab(tmp_path, capsys):
+    assert run(cli.pretrain, tmp_path/'pho\ttos')==2
+    assert capsys.readouterr().err.startswith(f'fastbyol-pretrain: There is no folder {tmp_path}/pho\ttos')
+
+@pytest.fixture
+def odd_names(data):
+    "Names of files and of a class that are not UTF-8, and one that is"
+    for i,name in enumerate([b'\xff',b'\xc3\xa9']): shutil.move(data/'a'/f'{i}.png', data/'a'/f'{os.fsdecode(name)}.png')
+    return shutil.move(data/'b', data/'\udcff').parent
+
+@pytest.mark.skipif(sys.platform!='linux', reason='names of any bytes')
+def test_names_may_be_any_bytes(odd_names, tmp_path, body_file):
+    code = 'import sys\nfrom fastbyol import cli\nfor line in sys.argv[1:]:' + \
+           '\n    name,*args = line.split("\\n")\n    assert cli.run_command(getattr(cli, name), name, args)==0'
+    calls = [[o.__name__, *args_of(o, odd_names, tmp_path/'é\udcff'/names[o], body_file)] for o in names]
+    calls = ['\n'.join(map(str, o)).replace('d.npz', 'd.png') for o in calls]
+    res = python(code, *calls, LC_ALL='C', PYTHONCOERCECLOCALE='0', PYTHONUTF8='0') # é is no character there, either
+    assert res.returncode==0, res.stderr
 
 def weights(model): return {k:v.tolist() for k,v in model.state_dict().items()}
 
@@ -268,6 +299,17 @@ def test_other_images_are_refused_for_a_run_that_is_there(copy, capsys):
     assert '24 images before, 28 other ones now' in capsys.readouterr().err
     assert run(cli.pretrain, data, '--out', out, '--overwrite', '--epochs', 1, *small)==0
 
+@pytest.mark.parametrize('text', ['','[]','{"arch"'])
+def test_damaged_settings_are_told(copy, capsys, text):
+    data,out = copy
+    (out/'settings.json').write_text(text)
+    assert run(cli.pretrain, data, '--out', out)==2 and 'settings.json is damaged' in capsys.readouterr().err
+
+def test_a_teacher_is_the_same_by_another_path(data, tmp_path, body_file, monkeypatch):
+    args = data, '--epochs', 1, '--out', tmp_path/'run', *small, '--teacher'
+    monkeypatch.chdir(body_file.parent)
+    for teacher in (body_file.name,body_file,body_file.stem): assert run(cli.pretrain, *args, teacher)==0
+
 def test_images_on_disk(data, tmp_path):
     args = ['--epochs', 1, '--out', tmp_path/'run', *small]
     assert run(cli.pretrain, data, '--in-memory', 'disk', '--cache-dir', tmp_path/'cache', *args)==0
@@ -428,6 +470,10 @@ def test_the_verdict_says_who_won(acc, says):
     rows = [dict(contestant=c, per_class=n, mean=a*n/5) for c,a in zip(contestants, acc) for n in (1,5)]
     text = commands._verdict(pd.DataFrame(rows))
     assert 'With 5 labels' in text and says in text
+
+def test_the_verdict_leaves_competitors_out():
+    few = pd.DataFrame(dict(contestant=[*contestants,'BYOL, old, linear'], per_class=1, mean=[.4,.5,.3,.2,.9]))
+    assert '50.0 % (fine-tuned)' in commands._verdict(few)
 
 bad_eval = [(['--per-class','1,99'],'from 1 to'), (['--per-class','a'],'joined by commas'), (['--k','0'],'k'),
     (['--draws','0'],'draws'), (['--valid-pct','2'],'(0,1)'), (['--against','nothing'],'nothing')]

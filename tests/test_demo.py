@@ -2,6 +2,7 @@
 from conftest import *
 from sklearn.datasets import load_digits
 from fastbyol import cli, demo as D
+import shutil
 
 def class_folders(path, n=12, classes='ab', size=16):
     for k,c in enumerate(classes):
@@ -32,13 +33,34 @@ def test_own_images_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert 'from scratch' in text and str(out) in text and out.exists() and (out.parent/'.fastbyol').exists()
     assert demo(tmp_path/'nowhere')==2 and 'no folder' in capsys.readouterr().err
 
-def test_a_picture_of_an_earlier_run_is_no_image(tmp_path, monkeypatch):
+@pytest.mark.parametrize('name', ['demo.png','a/0.png'])
+def test_a_picture_among_the_images_is_refused(tmp_path, name):
     data = class_folders(tmp_path/'x')
-    (data/'demo.png').write_bytes((data/'a'/'0.png').read_bytes())
+    files = find_images(data)
+    with pytest.raises(ValueError, match='choose another `out`'): D.demo(data, out=data/name)
+    assert find_images(data)==files
+
+@pytest.fixture
+def found(monkeypatch):
+    "The labelled images that the demo would learn from"
     found = []
-    monkeypatch.setattr(D, 'unlabelled_dls', lambda files, *args, **kwargs: found.extend(files) or 1/0)
-    with pytest.raises(ZeroDivisionError): D.demo(data, out=data/'demo.png')
-    assert found and data/'demo.png' not in found
+    def stop(dl, *args, **kwargs): found.append(dl.dataset); 1/0
+    monkeypatch.setattr(D, '_watching', stop)
+    return found
+
+def test_a_picture_in_a_folder_of_its_own_is_no_image(tmp_path, found):
+    data = class_folders(tmp_path/'x')
+    (data/'demo').mkdir()
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError): D.demo(data, bs=8, out=data/'demo'/'demo.png')
+        shutil.copy(data/'a'/'0.png', data/'demo'/'demo.png')
+    assert len(found[0])==len(found[1]) and found[1].vocab==['a','b']
+
+def test_folders_inside_classes_and_a_broken_file(tmp_path, found):
+    data = class_folders(tmp_path/'x', classes=['a/1','a/2','b/1'])
+    (data/'a'/'1'/'cut.png').write_bytes(b'no')
+    with pytest.warns(UserWarning, match='1 of 37 files') as told, pytest.raises(ZeroDivisionError): D.demo(data, bs=8)
+    assert found[0].vocab==['a','b'] and sum('cut.png' in str(o.message) for o in told)==1
 
 @pytest.mark.slow
 def test_byol_beats_scratch_and_pixels_on_digits_put_aside(tmp_path):

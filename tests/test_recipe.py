@@ -101,6 +101,7 @@ def test_what_you_say_wins_and_is_marked_yours():
 @pytest.mark.parametrize('kw,msg', [
     (dict(epochs=0), '`epochs`.*1 or more'), (dict(epochs=2.5), '`epochs`'), (dict(bs=1), '2 or more'), (dict(bs=0), '`bs`'),
     (dict(bs=101), 'only 100: use bs=50'), (dict(effective_bs=128), 'only 100'), (dict(n_items=0), '`n_items`'),
+    (dict(bs=2, n_items=1), 'only 1: pass more images'),
     (dict(effective_bs=0), '`effective_bs`'), (dict(processes=0), '`processes`'), (dict(size=7), 'at least 8'),
     (dict(effective_bs=50), 'multiple of.*use 32'), (dict(tau=1.1), r'kept on the target, is in \[0,1\]'),
     (dict(tau_end=-.1), 'tau_end'), (dict(opt='sgd'), "'lars', 'adam'"), (dict(preset='nette'), 'imagenette'),

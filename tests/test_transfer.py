@@ -284,6 +284,10 @@ def test_timm_reads_a_file_for_timm_strictly(arch, kw, dtype, tmp_path):
         torch.testing.assert_close(net.forward_features(x), m.body.model.forward_features(x), **tol)
         torch.testing.assert_close(as_encoder(f)(x), m.embed(x), **tol) # and so do we
 
+def test_a_file_for_timm_warns_of_layers_that_were_not_trained(tmp_path):
+    with pytest.warns(UserWarning, match='not trained: use `net.forward_features'):
+        save_body(pretrained('mobilenetv3_small_050'), tmp_path/'b', for_timm=True)
+
 def test_timm_drops_the_classifier_where_it_knows_the_file_as_published_weights(tmp_path):
     m = pretrained('test_resnet'); x = torch.randn(2,3,64,64)
     kw = dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(save_body(m, tmp_path/'b', for_timm=True))))
