@@ -195,7 +195,8 @@ def _load_batch(files, load):
     "Images as one tensor, to travel by shared memory; for each file None, or what it is instead"
     items = [_try(load, fn) for fn in files]
     images = [o for o in items if isinstance(o, Tensor)]
-    return torch.utils.data.default_collate(images) if images else [],[None if isinstance(o, Tensor) else o for o in items]
+    others = [None if isinstance(o, Tensor) else o for o in items]
+    return torch.utils.data.default_collate(images) if images else [],others # into shared memory
 
 def _n_local(): return int(os.environ.get('LOCAL_WORLD_SIZE', 1)) # training processes on this machine
 
