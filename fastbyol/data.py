@@ -28,11 +28,11 @@ _foreign = ('heic heif avif jxl jxr exr psd xcf cr2 cr3 crw nef arw srf sr2 dng 
 _mark = '.fastbyol'
 _own_pictures = {'curves.png':'settings.json', 'eval.png':'eval.json'} # beside such a file
 
-def _walk(top):
-    "Image files under `top`, how many others there are of each extension, and folders of our own output"
+def _walk(top, ours):
+    "Path and extension of each file under `top`, and whether it is an image; `ours` gets folders of our output"
     Image.init()
     exts = {ext for ext,fmt in Image.registered_extensions().items() if fmt in Image.OPEN.keys()-_stubs}
-    files,others,ours,seen = [],Counter(),[],set()
+    seen = set()
     for folder,subfolders,names in os.walk(top, followlinks=True):
         real,is_output = os.path.realpath(folder),_mark in names and folder!=str(top)
         if is_output: ours.append(folder)
@@ -44,9 +44,9 @@ def _walk(top):
         for name in names:
             ext = os.path.splitext(name)[1].lower()
             if name.startswith('.') or _own_pictures.get(name) in names: continue
-            if ext in exts: files.append(Path(folder)/name)
-            else: others[ext or 'no extension'] += 1
-    return sorted(files),others,ours
+            yield Path(folder)/name,ext,ext in exts
+
+def _has_images(folder): return any(is_image for *_,is_image in _walk(folder, [])) # as far as the first
 
 def mark_output(
     folder:str|Path # where a run writes; made if it does not exist
@@ -54,7 +54,7 @@ def mark_output(
     "Mark `folder` as output, which `find_images` passes over, unless it holds images already"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if not _walk(folder)[0]: (folder/_mark).touch()
+    if not _has_images(folder): (folder/_mark).touch()
     return folder
 
 # %% ../nbs/04_data.ipynb #1516464e
@@ -63,7 +63,11 @@ def find_images(
 )->list: # paths of the image files, sorted
     "Image files of a folder; a warning names what was passed over"
     if is_listy(path): files,others,ours = [Path(o) for o in path],Counter(),[]
-    elif Path(path).is_dir(): files,others,ours = _walk(path)
+    elif Path(path).is_dir():
+        ours = []
+        found = [*_walk(path, ours)]
+        files = sorted(fn for fn,_,is_image in found if is_image)
+        others = Counter(ext or 'no extension' for _,ext,is_image in found if not is_image)
     else: raise FileNotFoundError(f"There is no folder {path} in {Path.cwd()}")
     def tell(exts): return ', '.join(f'{o} ({n})' for o,n in exts.most_common(6)) or 'no files at all'
     if not files: raise FileNotFoundError(f"No images under {path}. Found: {tell(others)}")
@@ -489,7 +493,7 @@ _vague_words = _split_words+'|tr|te|sub|subset|set|part' # these count where eve
 
 def _is_data(folder):
     "Does `folder` hold images, and is neither hidden nor our own output?"
-    return not (folder.name.startswith('.') or (folder/_mark).exists()) and bool(_walk(folder)[0])
+    return not (folder.name.startswith('.') or (folder/_mark).exists()) and _has_images(folder)
 
 def _has_word(folder, words):
     "Is one of `words`, which is a pattern, a word of the folder's name, such as `testA` or `test_1`?"
@@ -591,8 +595,9 @@ def labelled_dls(
     n_train = sum(map(set(files).__contains__, train))
     splits = list(range(n_train)),list(range(n_train, len(files)))
     labels = [label(fn) for fn in files]
-    lost = [f'class {o}' for o in vocab if o not in labels[:n_train]] or ['validation']*(n_train==len(files))
+    seen,numbers = {*labels[:n_train]},{o:i for i,o in enumerate(vocab)}
+    lost = [f'class {o}' for o in vocab if o not in seen] or ['validation']*(n_train==len(files))
     if lost: raise ValueError(f"No image could be read of {', '.join(lost[:5])}: mend or replace the files")
-    labels = tensor([*map(vocab.index, labels)])
+    labels = tensor([numbers[o] for o in labels])
     tfms = [[opener],[label,Categorize(vocab)]]
     return _loaders(files, images, tfms, splits, labels, bs=max(1, min(bs, n_train)), **kwargs)
