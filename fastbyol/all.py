@@ -8,7 +8,7 @@ from .model import BYOL, BYOLLoss, byol_loss, mlp_head
 from .data import (clear_cache, few_labels, find_images, labelled_dls, open_image, split_files,
     unlabelled_dls)
 from .callback import BYOLCallback, target_decay
-from .optim import LRSchedule, adamw, lars, predictor_splitter, warmup_cosine
+from .optim import LRSchedule, adamw, byol_splitter, lars, warmup_cosine
 from .recipe import Recipe, presets, recipe
 from .learner import byol_learner
 from .transfer import (as_encoder, byol_unet_learner, byol_vision_learner, load_body, published_encoder,
@@ -24,7 +24,7 @@ __all__ = [o for o in globals() if not o.startswith('_')]
 _renamed = dict(labelled_loaders='labelled_dls', published_body='published_encoder',
     fresh_body='random_encoder', as_body='as_encoder', Precision='fastbyol.device.DeviceMixedPrecision',
     ByolLars='fastbyol.optim.Lars', cached_images='labelled_dls` or `unlabelled_dls',
-    check_precision='learn.set_precision', CacheError='OSError')
+    check_precision='learn.set_precision', CacheError='OSError', predictor_splitter='byol_splitter')
 _rooms = ('core body views model data callback optim recipe device learner transfer evaluate monitor '
     'checkpoint distributed explore interop').split()
 

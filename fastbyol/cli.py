@@ -59,7 +59,7 @@ def pretrain(
     arch:str=None, # timm name of the body; resnet50 when left out
     epochs:int=None, # epochs to train; 100 when left out
     out:str='byol', # folder for checkpoints, log, curves and body.safetensors; resumes a run in it
-    preset:str=None, # imagenet, imagenette, short, small_data, cifar, small_batch, warm_start or vit
+    preset:str=None, # imagenet, imagenette, small_data, cifar, small_batch, warm_start or vit
     bs:int=None, # images per batch in each process; 256, or less for few images, when left out
     size:int=None, # side of the views in pixels; 224 when left out
     opt:str=None, # lars or adam; the recipe's when left out

@@ -147,6 +147,7 @@ class BYOL(Encoder):
         target_bn:str='own', # batch norm of the target: 'own', 'ema' or 'eman', see below
         target_init:str='copy', # the target begins as a 'copy' of the online network, or 'random'
         concat:bool=False, # both views in one forward pass, with shared batch norm statistics?
+        freeze_bn:bool=None, # keep the statistics of the body's batch norms? None: where `pretrained`
         size:int=None, # side in pixels to try an `nn.Module` at; with `layer`, its output is flattened
         stats:tuple=None, # (means, standard deviations) of the images; None: those of `arch`
         **kwargs # for a timm name: further arguments of `timm.create_model`, such as `img_size`
@@ -165,7 +166,8 @@ class BYOL(Encoder):
         # optimisers in checkpoints know weights by their order: predictor, body, projector
         self.predictor,self.body = predictor,body
         self.projector = mlp_head(self.n_features, hidden_size, projection_size, norm)
-        self.target_bn,self.concat,self.projection_size = target_bn,concat,projection_size
+        self.target_bn,self.concat,self.freeze_bn = target_bn,concat,ifnone(freeze_bn, pretrained)
+        self.projection_size = projection_size
         self.momentum,self.target = has_target,self._make_target(target_init) if has_target else None
         if teacher is not None: self.__dict__['teacher'] = teacher
 
@@ -184,10 +186,12 @@ def _make_target(self:BYOL, init):
 
 @patch
 def train(self:BYOL, mode=True):
-    "As for any module, but under `target_bn='eman'` the target's batch norms stay in evaluation mode"
+    "As for any module, but batch norms that keep their statistics stay in evaluation mode"
     Encoder.train(self, mode)
-    if self.momentum and self.target_bn=='eman':
-        for m in batch_norms(self.target): m.eval()
+    bodies = [self.body, self.target['body']] if self.momentum else [self.body]
+    frozen = batch_norms(nn.ModuleList(bodies)) if self.freeze_bn else []
+    if self.momentum and self.target_bn=='eman': frozen += batch_norms(self.target)
+    for m in frozen: m.eval()
     return self
 
 @patch

@@ -32,40 +32,42 @@ def _deepmind(epochs):
 
 # %% ../nbs/07_recipe.ipynb #61d1f2b7
 _order = '''preset opt epochs n_items bs size processes accumulate effective_bs steps pretrained base_lr
-    lr warmup wd mom eta trust_clip tau tau_end pred_lr_mult small_stem blur norm'''.split() # as printed
+    lr warmup wd mom eta trust_clip tau tau_end body_lr_mult pred_lr_mult small_stem blur norm'''.split() # as printed
 _defaults = (dict.fromkeys(_order) | _by('not given', n_items=None)
     | _by('default', size=224, pretrained=False, small_stem=False)
     | _by('DeepMind', mom=.9, eta=1e-3, trust_clip=False)
-    | _by('the paper', opt='lars', warmup=10., tau_end=1., pred_lr_mult=1., blur=True, norm='batch'))
+    | _by('the paper', opt='lars', warmup=10., tau_end=1., blur=True, norm='batch')
+    | _by('the paper', body_lr_mult=1., pred_lr_mult=1.))
 _adam = (_by('yours', opt='adam') | _by("torch's default", mom=.9) | _by("fastai's default", wd=.01)
     | _by("ours: fastai's default of 1e-3 at a batch of 64", base_lr=4e-3))
 _nette,_solo = "DeepMind's Imagenette setup","solo-learn's CIFAR-10 recipe"
 _imagenette = _by(_nette, base_lr=2., wd=1e-6, tau=.996)
 _small_data = _by(_solo, base_lr=1., wd=1e-5, tau=.99, eta=.02, trust_clip=True)
+_warm = 'ours: tried on aerial scenes'
 
 presets = dict( # name -> number -> (value, source)
     imagenet    = {}, # the defaults
     imagenette  = _imagenette,
     small_data  = _small_data,
     cifar       = _small_data | _by(_solo, small_stem=True, blur=False),
-    short       = _adam | _by('ours: tried on a ResNet-18', opt='adam', base_lr=2.4e-3, tau=.8),
     small_batch = _imagenette | _by(_nette, effective_bs=256),
-    warm_start  = _imagenette | _by('the preset', pretrained=True),
+    warm_start  = _adam | _by(_warm, opt='adam', tau=.99) | _by('the preset', pretrained=True),
     vit         = _adam | _by("MoCo v3's ViT recipe", opt='adam', base_lr=1.5e-4, wd=.1, tau=.99, warmup=40.))
 
 def _choose_preset(args, n_steps):
     "The preset for the images, their size and the steps of the run, with its source"
     size,n_items = args['size'],args['n_items']
+    if args['pretrained']: return 'warm_start','ours: published weights'
     if size and size<=40: return 'cifar',f'ours: images of {size} px'
     if n_items is None: return 'imagenet','ours: the number of images is not given'
-    if n_steps<2_000 and args['opt']!='lars': return 'short','ours: fewer than 2,000 optimiser steps'
-    if n_steps<2_000: return 'small_data','ours: LARS in fewer than 2,000 optimiser steps'
+    if n_steps<2_000: return 'small_data','ours: fewer than 2,000 optimiser steps'
     if n_items<5_000: return 'small_data','ours: fewer than 5,000 images'
     if n_items<100_000: return 'imagenette','ours: 5,000 to 100,000 images'
     return 'imagenet','ours: 100,000 images and more'
 
 # %% ../nbs/07_recipe.ipynb #01689002
-_ranges = dict.fromkeys(['lr','base_lr','eta','pred_lr_mult'], (1e-12,1e12)) | dict(wd=(0,1e12), mom=(0,1-1e-9))
+_ranges = dict.fromkeys(['lr','base_lr','eta','body_lr_mult','pred_lr_mult'], (1e-12,1e12))
+_ranges |= dict(wd=(0,1e12), mom=(0,1-1e-9))
 _choices = dict(preset=list(presets), opt=['lars','adam'], norm=['batch','group','layer'])
 
 def _check_args(args):
@@ -83,16 +85,15 @@ def _check_args(args):
 def _add_rates(numbers, args):
     "Learning rate, warm-up and τ for the steps of the run"
     base_lr,source = numbers['base_lr']
-    if numbers['pretrained'][0] and args['base_lr'] is None:
-        base_lr,source = base_lr/10,f'ours: a tenth of {base_lr:g} ({source}), to keep what is known'
     lr = base_lr*numbers['effective_bs'][0]/256,'base_lr · effective_bs / 256 (the paper)'
     numbers |= dict(base_lr=(float(base_lr),source), lr=numbers['lr'] or lr)
     part,name = (40/300,'40/300') if numbers['preset'][0]=='vit' else (1/4,'a quarter')
     if args['warmup'] is None and numbers['warmup'][0]>part*args['epochs']:
         numbers['warmup'] = part*args['epochs'],f'ours: {name} of a short run'
-    # the target averages over 1/(1-tau) steps: in DeepMind's runs never over more than 1/148 of them
+    # the target averages over 1/(1-tau) steps: in DeepMind's runs never over more than 1/148 of them;
+    # published weights are a good target from the start
     steps,tau = numbers['steps'][0],numbers['tau'][0]
-    if args['tau'] is not None or not steps or tau<=1-100/steps: return
+    if args['tau'] is not None or numbers['pretrained'][0] or not steps or tau<=1-100/steps: return
     source = f"ours: averages over 1/100 of {steps:,} steps, not over {1/(1-tau):.0f}"
     numbers['tau'] = max(.5, 1-100/steps),source
 
@@ -111,6 +112,7 @@ def _numbers(args, told):
     if args['opt']=='adam' and 'opt' not in preset: preset = preset | _adam
     if args['opt']=='lars' and 'opt' in preset and args['lr'] is None and args['base_lr'] is None:
         raise ValueError(f"The preset {name!r} is made for 'adam', not one for 'lars': give `base_lr`")
+    if (preset | yours).get('pretrained', (False,))[0]: preset = _by(_warm, body_lr_mult=.2) | preset
     numbers = _defaults | _by('as many as run', processes=processes) | _deepmind(epochs) | preset | yours
     one = at_once,'one batch of each process'
     if args['effective_bs'] is None: numbers['effective_bs'] = max(numbers['effective_bs'] or one, one)
@@ -126,8 +128,6 @@ def _numbers(args, told):
     numbers |= _by('batches for a step of effective_bs images', accumulate=accumulate) | dict(preset=(name,source))
     numbers['steps'] = steps,'epochs · n_items / effective_bs' if steps else 'not known without n_items'
     _add_rates(numbers, args)
-    if numbers['pretrained'][0]:
-        numbers['pretrained'] = True,numbers['pretrained'][1]+'; BYOL can make them worse: compare'
     if args['own_opt']: numbers['opt'] = args['own_opt'],'yours'
     left_out = dict(lars='', adam='eta trust_clip').get(numbers['opt'][0], 'eta trust_clip mom').split()
     left_out += [k for k,why in dict(blur=args['views'], base_lr=args['lr']).items() if why is not None]
@@ -163,13 +163,13 @@ class Recipe(dict):
     @property
     def opt_func(self):
         "The optimiser, all but its parameters, for `Learner`"
-        mults = None if self.pred_lr_mult==1 else (1., self.pred_lr_mult)
+        mults = None if self.splitter is trainable_params else (self.body_lr_mult, 1., self.pred_lr_mult)
         if self.opt=='adam': return partial(adamw, mom=self.mom, lr_mults=mults)
         return partial(lars, mom=self.mom, eta=self.eta, trust_clip=self.trust_clip, lr_mults=mults)
     @property
     def splitter(self):
-        "A group for the predictor where it has its own learning rate, for `Learner`"
-        return trainable_params if self.pred_lr_mult==1 else predictor_splitter
+        "A group for each part of the network where they have learning rates of their own, for `Learner`"
+        return trainable_params if self.body_lr_mult==self.pred_lr_mult==1 else byol_splitter
     @property
     def cbs(self):
         "Gradient accumulation, where steps are larger than batches"
@@ -181,11 +181,11 @@ def recipe(
     bs:int=256, # images per batch, in each process
     n_items:int=None, # training images; None: `byol_learner` asks the data
     size:int=None, # side of the views, in pixels; None: `byol_learner` asks the data; else 224
-    opt:str=None, # 'lars' or 'adam'; None: the preset's, which is 'lars' for all but 'vit' and 'short'
+    opt:str=None, # 'lars' or 'adam'; None: the preset's, which is 'lars' for all but 'vit' and 'warm_start'
     preset:str=None, # a name from `presets`; None: by `size` and `n_items`
     effective_bs:int=None, # images per optimiser step, in all; None: one batch of each process
     processes:int=None, # processes that train together; None: as many as run
-    pretrained:bool=None, # start from published weights, with a tenth of the learning rate?
+    pretrained:bool=None, # start from published weights?
     norm:str|None='batch', # norm of the heads: 'batch', 'group' (standardised weights), 'layer' or None
     small_stem:bool=None, # resnets: stem for images of about 32 pixels?
     blur:bool=None, # blur the views?
@@ -197,6 +197,7 @@ def recipe(
     eta:float=None, # trust coefficient of LARS
     tau:float=None, # weight kept on the target at the first step, in [0,1]
     tau_end:float=None, # weight kept on the target at the end, in [0,1]
+    body_lr_mult:float=None, # factor on the learning rate of the body
     pred_lr_mult:float=None, # factor on the learning rate of the predictor
 )->Recipe: # `print` it
     "Numbers for a pretraining run, and where each comes from"

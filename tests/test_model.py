@@ -247,6 +247,23 @@ def test_the_modes_of_batch_norm_follow_train_and_eval(how):
     s = nn.SyncBatchNorm.convert_sync_batchnorm(deepcopy(m)).train()
     assert modes(s.target)=={how!='eman'} and {o.momentum for o in batch_norms(s.target)}=={.1 if how=='own' else 0.}
 
+@pytest.mark.parametrize('momentum', [True,False])
+def test_published_weights_keep_the_statistics_of_their_batch_norms(momentum):
+    m = small_byol(freeze_bn=True, momentum=momentum).train()
+    bodies = [m.body, *([m.target['body']] if momentum else [])]
+    assert not any(o.training for body in bodies for o in batch_norms(body))
+    assert all(o.training for o in batch_norms(m.projector)) and m.body.training
+    before = deepcopy(m.body.state_dict()); m(noise(4), noise(4)); m.targets(noise(4), noise(4))
+    assert all(torch.equal(v, before[k]) for k,v in m.body.state_dict().items())
+    assert all(p.requires_grad for p in m.body.parameters()) # weight and bias of the norms learn
+    with eval_mode(m): pass
+    assert not any(o.training for body in bodies for o in batch_norms(body))
+
+@pytest.mark.parametrize('kw,frozen', [(dict(pretrained=True),True), (dict(pretrained=True,freeze_bn=False),False), ({},False)])
+def test_pretrained_says_whether_statistics_are_kept(kw, frozen, monkeypatch):
+    monkeypatch.setattr(BodySpec, 'build', lambda self, pretrained, build=BodySpec.build: build(self))
+    m = BYOL('test_resnet', hidden_size=8, projection_size=4, **kw).train(); assert {o.training for o in batch_norms(m.body)}=={not frozen}
+
 @copies
 @pytest.mark.parametrize('kw', [dict(target_bn='eman'), dict(target_bn='ema', target_init='random'), dict(concat=True)])
 def test_target_options_travel_with_copies_and_the_state(copy, kw):

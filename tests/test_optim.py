@@ -227,18 +227,18 @@ def test_state_in_another_layout_than_its_weight_makes_no_difference(opt_func):
 
 @pytest.mark.parametrize('opt_func', [lars,adamw])
 def test_nothing_that_fastai_does_decays_biases_and_norms(opt_func, tmp_path):
-    learn = byol_learn(image_dls(noise(24)), small_byol(norm='layer'), opt_func=opt_func, splitter=predictor_splitter,
+    learn = byol_learn(image_dls(noise(24)), small_byol(norm='layer'), opt_func=opt_func, splitter=byol_splitter,
                        wd=.3, path=tmp_path)
     def check(wd):
         groups = learn.opt.opt.param_groups
-        assert len(groups)==4 and len(learn.opt.hypers)==len(learn.opt.param_lists)==2
+        assert len(groups)==6 and len(learn.opt.hypers)==len(learn.opt.param_lists)==3
         for weights,plain in zip(groups[::2], groups[1::2]):
             assert (weights['weight_decay'],plain['weight_decay'])==(wd,0.)
             assert {p.ndim>1 for p in weights['params']}=={True} and {p.ndim>1 for p in plain['params']}=={False}
-        if opt_func is lars: assert [g['always_adapt'] for g in groups]==[True,False]*2
+        if opt_func is lars: assert [g['always_adapt'] for g in groups]==[True,False]*3
     learn.fit(1, .01); check(.3)
     learn.fit_one_cycle(1, slice(.001,.1), wd=.2); check(.2)
-    assert learn.opt.hypers[0]['lr']<learn.opt.hypers[1]['lr']
+    assert learn.opt.hypers[0]['lr']<learn.opt.hypers[1]['lr']<learn.opt.hypers[2]['lr']
     learn.freeze(); learn.fit(1, .01, wd=.1); check(.1)
     assert not learn.model.body[0].weight.requires_grad and learn.model.predictor[0].weight.requires_grad
     learn.unfreeze(); check(.1); assert learn.model.body[0].weight.requires_grad
@@ -248,13 +248,14 @@ def test_nothing_that_fastai_does_decays_biases_and_norms(opt_func, tmp_path):
     trained = {id(p) for g in learn.opt.opt.param_groups for p in g['params']}
     assert trained=={id(p) for p in learn.model.parameters() if p.requires_grad}
 
-def test_the_predictors_factor_holds_under_every_schedule():
-    learn = byol_learn(image_dls(noise(24)), small_byol(bn=False), splitter=predictor_splitter,
-                       opt_func=partial(lars, lr_mults=(1.,10.)))
+def test_each_parts_factor_holds_under_every_schedule():
+    learn = byol_learn(image_dls(noise(24)), small_byol(bn=False), splitter=byol_splitter,
+                       opt_func=partial(lars, lr_mults=(.2,1.,10.)))
     class CheckFactor(Callback):
         order = 70
         def before_step(self):
-            body,predictor = [self.opt.opt.param_groups[i]['lr'] for i in (0,2)]; assert predictor==pytest.approx(10*body)
+            rates = [self.opt.opt.param_groups[i]['lr'] for i in (0,2,4)]
+            assert rates==pytest.approx([.2*rates[1],rates[1],10*rates[1]])
     learn.fit(1, .1, cbs=CheckFactor()); learn.fit_one_cycle(1, .1, cbs=CheckFactor())
     learn.fit_byol(2, lr=.1, cbs=CheckFactor()); assert max(learn.recorder.lrs)==pytest.approx(.1)
 
@@ -278,6 +279,6 @@ def test_saved_optimiser_state_is_whole(opt_func, tmp_path):
         s,t = a.opt.opt.state[p],b.opt.opt.state[q]
         assert s and s.keys()==t.keys() and all(torch.equal(torch.as_tensor(s[k]), torch.as_tensor(t[k])) for k in s)
 
-@pytest.mark.parametrize('mults', [(1.,), (1.,0.), (1.,-1.)])
+@pytest.mark.parametrize('mults', [(1.,1.), (1.,1.,0.), (1.,1.,-1.)])
 def test_wrong_factors_are_named(mults):
-    with pytest.raises(ValueError, match='2 groups'): lars(predictor_splitter(small_byol()), lr_mults=mults)
+    with pytest.raises(ValueError, match='3 groups'): lars(byol_splitter(small_byol()), lr_mults=mults)

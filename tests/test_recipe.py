@@ -35,13 +35,10 @@ def test_imagenette_is_deepminds_setup():
 def test_the_preset_follows_from_images_and_size(n, size, want): assert recipe(100, 64, n, size).preset==want
 
 def test_a_run_of_few_steps_takes_the_preset_for_few_steps():
-    assert [recipe(e, 256, 9469, 128).preset for e in (55,56)]==['short','imagenette']
-    assert recipe(20, 64, 9469, 128, effective_bs=256).preset=='short'
-    r = recipe(20, 64, 500, 128); assert (r.preset,r.opt)==('short','adam') and r.lr==pytest.approx(r.base_lr/4)
-    assert 'eta' not in r.values
-    r = recipe(20, 64, 500, 128, opt='lars'); assert (r.preset,r.eta)==('small_data',.02) # LARS has its own for few steps
+    assert [recipe(e, 256, 9469, 128).preset for e in (55,56)]==['small_data','imagenette']
+    assert recipe(20, 64, 9469, 128, effective_bs=256).preset=='small_data'
 
-@pytest.mark.parametrize('preset', ['vit','short'])
+@pytest.mark.parametrize('preset', ['vit','warm_start'])
 def test_a_rate_for_another_optimiser_is_refused(preset):
     with pytest.raises(ValueError, match=f"'{preset}' is made for 'adam'.*not one for 'lars'.*base_lr"):
         recipe(100, 64, preset=preset, opt='lars')
@@ -59,9 +56,12 @@ def test_small_images_have_the_small_stem_and_no_blur():
     r = recipe(1000, 256, 50_000, 32)
     assert (r.small_stem,r.blur,r.base_lr,r.eta,r.trust_clip,r.wd,r.tau)==(True,False,1.,.02,True,1e-5,.99)
 
-def test_weights_to_start_from_lower_the_rate_and_say_that_they_may_suffer():
-    r = recipe(100, 256, pretrained=True); assert r.lr==pytest.approx(recipe(100, 256).lr/10)
-    for o in (r, recipe(100, 256, preset='warm_start')): assert o.pretrained and 'worse: compare' in o.sources['pretrained']
+def test_published_weights_are_kept_by_a_slow_body_and_a_slow_target():
+    r = recipe(10, 64, 1400, 32, pretrained=True)
+    assert (r.preset,r.opt,r.lr,r.body_lr_mult,r.tau)==('warm_start','adam',1e-3,.2,.99)
+    assert r.splitter is byol_splitter and r.opt_func.keywords['lr_mults']==(.2,1.,1.)
+    assert recipe(10, 64, preset='vit', pretrained=True).body_lr_mult==.2
+    assert recipe(10, 64, pretrained=True, body_lr_mult=1.).splitter is trainable_params
 
 def test_small_batches_accumulate():
     r = recipe(100, 64, 9469, preset='small_batch'); assert (r.accumulate,r.cbs[0].n_acc,r.lr)==(4,256,2.)
@@ -79,7 +79,7 @@ def test_the_target_averages_over_a_hundredth_of_a_short_run_at_most(steps, tau)
     assert r.replace(tau=.999).tau==.999
 
 def test_a_preset_that_is_a_variant_says_the_difference_only():
-    for name,base in (('small_batch','imagenette'), ('warm_start','imagenette'), ('cifar','small_data')):
+    for name,base in (('small_batch','imagenette'), ('cifar','small_data')):
         assert presets[base].items()<presets[name].items()
 
 # --- sources, and what you say
@@ -93,7 +93,7 @@ def test_every_number_has_a_source_and_is_printed(kw):
 
 def test_what_you_say_wins_and_is_marked_yours():
     own = dict(base_lr=.7, wd=.01, tau=.5, tau_end=.9, warmup=3., mom=.8, eta=.01, norm='group', small_stem=True, blur=False,
-               pred_lr_mult=10., opt='lars', pretrained=True)
+               body_lr_mult=.3, pred_lr_mult=10., opt='lars', pretrained=True)
     r = recipe(100, 256, **own)
     for k,v in own.items(): assert r[k]==v and r.sources[k].startswith('yours'), k
     assert recipe(100, 64, lr=.123).lr==.123 and recipe(100, 64, norm=None).sources['norm']=='yours'

@@ -1,0 +1,55 @@
+"""A small body learns from a large one: BYOL with a teacher against BYOL alone, for the same time
+
+    python examples/teacher.py FOLDER                    # FOLDER has a folder for each class, or train/ and val/ with such folders
+    python examples/teacher.py FOLDER --weights FILE     # the teacher's published weights from a local file
+
+Pretrains a small residual network without labels, once with its own moving average as the target and once with a frozen published
+model in the target's place, each for the minutes asked for. Prints kNN and few-label accuracy on the images put aside, for each seed.
+"""
+import platform, time, warnings
+from datetime import date
+from fastcore.script import call_parse
+from fastai.vision.all import *
+from fastbyol.all import *
+from fastbyol.demo import small_resnet
+from imagenette_cpu import step_seconds
+
+@call_parse
+def main(
+    folder:str, # labelled images
+    teacher:str='tf_efficientnet_lite0', # timm name
+    weights:str=None, # file of its published weights; downloaded when left out
+    minutes:float=3., # time for each pretraining
+    size:int=64, # side of the pupil's views in pixels
+    teacher_size:int=96, # side at which the teacher sees them
+    bs:int=64, # images per batch
+    seeds:str='0,1,2', # seeds of the halves, the weights and the labels
+    per_class:str='5,25', # labels per class
+    draws:int=3, # draws of labels for each seed
+):
+    "BYOL with a teacher against BYOL alone"
+    warnings.filterwarnings('ignore', category=FutureWarning) # of torch, about its own modules
+    print(f"{date.today()}, {torch.get_num_threads()} threads of {platform.machine()}, torch {torch.__version__}")
+    amounts = [int(o) for o in per_class.split(',')]
+    for seed in map(int, seeds.split(',')):
+        train,test = split_files(folder, .5, seed)
+        dls = unlabelled_dls(train, size, bs, valid_pct=0, in_memory=True)
+        labelled = labelled_dls(train, size, valid=test, in_memory=True)
+        overlay = dict(pretrained_cfg_overlay=dict(file=weights)) if weights else {}
+        frozen = as_encoder(teacher, **overlay)
+        frozen.view_size = teacher_size
+        for name,kw in {'BYOL alone':dict(tau=.99), 'with a teacher':dict(teacher=frozen)}.items():
+            def arch(): return small_resnet(3, (32,64,128,256))
+            kw = dict(kw, hidden_size=1024)
+            per_step = step_seconds(dls, arch=arch(), **kw)
+            epochs = max(1, round(minutes*60/(per_step*len(dls.train))))
+            set_seed(seed)
+            learn = byol_learner(dls, arch(), **kw)
+            random = knn_accuracy(learn, labelled.train, labelled.valid)
+            start = time.time()
+            with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 2e-3)
+            seconds = time.time()-start
+            knn = knn_accuracy(learn, labelled.train, labelled.valid)
+            few = label_efficiency(learn, labelled, amounts, draws, ('BYOL, linear',), seed=seed)
+            linear = ', '.join(f'{row.per_class:g} labels {100*row["mean"]:.1f}' for _,row in few.iterrows())
+            print(f"seed {seed}, {name:14}: {epochs} epochs, {seconds:.0f} s, kNN {100*random:.1f} → {100*knn:.1f} %, {linear}", flush=True)
