@@ -7,7 +7,7 @@ Half of each class is the pool: BYOL sees it without labels, and a few of its im
 Compares the published weights as they are, the same after BYOL on the pool, training from scratch and bare pixels. The body of the last
 epoch is measured, so nothing is chosen by labels.
 """
-import json, platform, time, warnings
+import json, platform, sys, time, warnings
 from datetime import date
 from fastcore.script import call_parse
 from fastai.vision.all import *
@@ -33,7 +33,8 @@ def main(
     per_class:str='1,5,10,25', # labels per class
     draws:int=5, # draws of labels
     steps:int=60, # optimiser steps of fine-tuning and of training from scratch
-    linear_only:bool=False, # leave out what is fine-tuned?
+    measure:str='both', # 'linear', 'fine-tuned' or 'both'
+    body:str=None, # file of a body that an earlier call pretrained, to measure it alone
     seed:int=0, # of the halves, of BYOL and of the first draw
     out:str=None, # file for the body and, as JSON, for all figures
     freeze_bn:bool=True, # keep the statistics of the body's batch norms?
@@ -48,21 +49,26 @@ def main(
     print(f"{len(pool):,} images of {len(labelled.vocab)} classes in the pool, {len(test):,} to measure on", flush=True)
 
     overlay = dict(pretrained_cfg_overlay=dict(file=weights)) if weights else {}
-    learn = byol_learner(unlabelled, arch, recipe=recipe(epochs, bs, pretrained=True), hidden_size=hidden,
-                         freeze_bn=freeze_bn, model_args=overlay, cbs=KNNCallback(labelled))
-    with learn.no_bar(), learn.no_logging(): learn.fit_byol(cbs=EpochLog())
-    knn = learn.knn.history
-    print(f"{learn.recipe}\nkNN {100*knn.knn.iloc[0]:.1f} % with the published weights, {100*knn.knn.iloc[-1]:.1f} % after BYOL", flush=True)
-    if out: save_body(learn, out)
+    about = dict(command=' '.join(['python', *sys.argv]), date=str(date.today()), images=len(pool), size=size)
+    if body: source = body
+    else:
+        source = learn = byol_learner(unlabelled, arch, recipe=recipe(epochs, bs, pretrained=True), hidden_size=hidden,
+                                      freeze_bn=freeze_bn, model_args=overlay, cbs=KNNCallback(labelled))
+        with learn.no_bar(), learn.no_logging(): learn.fit_byol(cbs=EpochLog())
+        about.update(knn=learn.knn.history.to_dict('records'), steps=learn.recipe.steps)
+        before,*_,after = 100*learn.knn.history.knn
+        print(f"{learn.recipe}\nkNN {before:.1f} % with the published weights, {after:.1f} % after BYOL", flush=True)
+        if out: save_body(learn, out)
 
-    kinds = {'linear':('BYOL, linear','ImageNet, linear','pixels, nearest'),
-             'fine-tuned':('BYOL, fine-tuned','ImageNet, fine-tuned','from scratch')}
+    kinds = {'linear':('BYOL, linear','ImageNet weights, linear','pixels, nearest'),
+             'fine-tuned':('BYOL, fine-tuned','ImageNet weights, fine-tuned','from scratch')}
+    others = {'ImageNet weights':as_encoder(arch, **overlay)}
     amounts,runs = [int(o) for o in per_class.split(',')],[]
     for kind,contestants in kinds.items():
-        if kind=='fine-tuned' and linear_only: continue
+        if measure not in (kind,'both'): continue
         start = time.time()
-        res = label_efficiency(learn, labelled, amounts, draws, contestants, steps=steps, seed=seed)
+        res = label_efficiency(source, labelled, amounts, draws, contestants, others=others, steps=steps, seed=seed)
         print(f"\nLabels per class, accuracy in % (mean ± standard error of {draws} draws), {(time.time()-start)/60:.0f} min\n")
         print(res.table().to_string(), flush=True)
         runs += res.runs.to_dict('records')
-        if out: Path(out).with_suffix('.json').write_text(json.dumps(dict(knn=knn.to_dict('records'), runs=runs)))
+        if out: Path(out).with_suffix('.json').write_text(json.dumps(dict(about, runs=runs)))
