@@ -28,7 +28,6 @@ def check_counts(
         if isinstance(n, bool) or not isinstance(n, int) or n<1:
             raise ValueError(f"`{name}` must be a whole number of 1 or more, got {n!r}")
 
-# %% ../nbs/00_core.ipynb #5ce4ca87
 def check_view_size(
     size:int # side of the views, in pixels
 )->int: # the same
@@ -136,7 +135,6 @@ def to_unit(
     if norm is None: return x
     return (x*norm.std.to(x) + norm.mean.to(x)).clamp(0,1)
 
-# %% ../nbs/00_core.ipynb #e069eaee
 def check_unit(
     x:Tensor # images (bs, c, h, w)
 ):
@@ -160,12 +158,7 @@ def whole_file(
         with tmp.open('rb+') as f: os.fsync(f.fileno())
         os.replace(tmp, file)
     finally: tmp.unlink(missing_ok=True)
-    if os.name!='posix': return # elsewhere folders cannot be opened
-    fd = os.open(file.parent, os.O_RDONLY)
-    try: os.fsync(fd) # so that the rename survives a power cut
-    finally: os.close(fd)
 
-# %% ../nbs/00_core.ipynb #f831752b
 def load_strict(
     m:nn.Module, # module to load into
     sd:dict, # state dict
@@ -185,10 +178,9 @@ def with_progress(
     it, # what to go through
     total:int, # how many there are
     comment:str, # beside the bar
-    show:bool=None, # show the bar? None: in a notebook or terminal, for more than 2,000
 ): # iterates over `it`
-    "`it` with a progress bar, but not in a log file"
-    if not ifnone(show, total>2000 and (IN_NOTEBOOK or sys.stdout.isatty())): return it
+    "`it` with a progress bar for more than 2,000, but not in a log file"
+    if total<=2000 or not (IN_NOTEBOOK or sys.stdout.isatty()): return it
     bar = progress_bar(it, total=total)
     bar.comment = comment # the console's bar does not take it as an argument
     return bar

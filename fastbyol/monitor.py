@@ -8,7 +8,6 @@ Docs: https://fastbyol.github.io/fastbyol/monitor.html.md"""
 __all__ = ['Monitor', 'KNNCallback', 'OnlineProbe', 'feature_std', 'effective_rank', 'HealthMonitor']
 
 # %% ../nbs/12_monitor.ipynb #a2013dcb
-import torch.distributed as dist
 from fastai.vision.all import *
 from .core import *
 from .views import *
@@ -75,18 +74,18 @@ def load_state_dict(self:Monitor,
 
 @patch
 def __getstate__(self:Monitor):
-    dropped = ('pair','sample','_dls','_dl','_y','best_state') # an export has no images
+    dropped = ('pair','_dls','_dl','_y','best_state') # an export has no images
     return {k:None if k in dropped else v for k,v in vars(self).items()} | dict(_shown=[])
 
 def _once(measure):
     "What `measure` gives, done by the first of several processes and sent to the others"
     return gather_objects(None if rank_distrib() else measure())[0]
 
-def _sample_dl(dl, n, seed):
-    "`dl` of at most `n` of its items, drawn with `seed`; None: all"
+def _sample_dl(dl, n):
+    "`dl` of at most `n` of its items, always the same draw; None: all"
     if n is None: return inner_dl(dl)
     def draw(idxs): return sorted(random.sample(list(idxs), min(n, len(idxs))))
-    with fixed_rng(seed): return pick_items(dl, draw) # a new loader draws the seed of its random numbers
+    with fixed_rng(0): return pick_items(dl, draw) # a new loader draws the seed of its random numbers
 
 # %% ../nbs/12_monitor.ipynb #4c79ebc9
 class KNNCallback(Monitor):
@@ -102,7 +101,6 @@ class KNNCallback(Monitor):
         max_items:int=None, # use at most so many images of each loader, drawn once; None: all
         target:bool=False, # representations of the target's body instead of the online one
         start:bool=True, # look before training, too?
-        seed:int=0, # of the draw of `max_items`
         keep_best:bool=True, # keep a copy of the best body, in the computer's memory?
         stop_behind:int=None, # end the run after so many looks in a row below the first; None: never
     ):
@@ -116,21 +114,19 @@ class KNNCallback(Monitor):
 
     def _start(self):
         if self.pair is None: raise ValueError("`KNNCallback` was exported without images: add a new one")
-        bank,queries = self._dls = [_sample_dl(o, self.max_items, self.seed) for o in self.pair]
+        bank,queries = self._dls = [_sample_dl(o, self.max_items) for o in self.pair]
         check_classes('KNNCallback', bank=bank, queries=queries) # not after an hour of training
         if self.start and not self.rows: self._look(self.epoch)
+    def _look(self, epoch):
+        acc = _once(lambda: knn_accuracy(self.learn, *self._dls, self.k, self.temperature, self.target))
+        self.rows.append(dict(epoch=epoch, knn=acc))
+        if acc>self.best:
+            self.best,self.best_epoch = acc,epoch
+            sd = as_encoder(self.learn, self.target).body.state_dict()
+            if self.keep_best: self.best_state = {k:v.detach().cpu().clone() for k,v in sd.items()}
+        if self.start: self._compare(self.rows[0]['knn'], acc, epoch)
 
 # %% ../nbs/12_monitor.ipynb #b898db43
-@patch
-def _look(self:KNNCallback, epoch):
-    acc = _once(lambda: knn_accuracy(self.learn, *self._dls, self.k, self.temperature, self.target))
-    self.rows.append(dict(epoch=epoch, knn=acc))
-    if acc>self.best:
-        self.best,self.best_epoch = acc,epoch
-        sd = as_encoder(self.learn, self.target).body.state_dict()
-        if self.keep_best: self.best_state = {k:v.detach().cpu().clone() for k,v in sd.items()}
-    if self.start: self._compare(self.rows[0]['knn'], acc, epoch)
-
 @patch
 def _compare(self:KNNCallback, before, acc, epoch):
     "Say once when the representation is worse than before training, by more than two standard errors"
@@ -167,20 +163,23 @@ class OnlineProbe(Monitor):
         lr:float=1e-2, # learning rate of its own optimiser, Adam
         wd:float=0., # weight decay
         mask=None, # label of images whose class is not known: a number, or a name in the data's `vocab`
-        seed:int=0, # of its first weights
     ):
-        check_counts(n_out=ifnone(n_out, 1))
         super().__init__()
         store_attr()
-        self._y = None
 
     def _start(self):
         check_classes('OnlineProbe', train=self.dls.train)
-        model,n_out = online_model(self.model),self.n_out or get_c(self.dls)
+        n_out,by_name = self.n_out or get_c(self.dls),isinstance(self.mask, str)
         if not n_out: raise ValueError("`OnlineProbe` needs the number of classes: pass `n_out`")
-        by_name = isinstance(self.mask, str)
         self._ignore = list(self.dls.vocab).index(self.mask) if by_name else ifnone(self.mask, -100)
-        self._make(model.n_features, n_out, model.mean.device)
+        model,head,opt = online_model(self.model),self.head,self.opt_probe
+        norm,device = nn.BatchNorm1d(model.n_features, affine=False),model.mean.device
+        with fixed_rng(0): self.head = nn.Sequential(norm, nn.Linear(model.n_features, n_out)).to(device)
+        self.opt_probe = torch.optim.AdamW(self.head.parameters(), self.lr, weight_decay=self.wd, fused=True)
+        if head: self.head.load_state_dict(head)
+        if opt: self.opt_probe.load_state_dict(opt)
+        # labels predicted correctly, known, and of no class: counted on the device, read once an epoch
+        self._counts = ifnone(self._counts, torch.zeros(3, dtype=torch.long)).to(device)
         model.keeps_features = True
     def after_fit(self):
         super().after_fit()
@@ -189,19 +188,9 @@ class OnlineProbe(Monitor):
 
 # %% ../nbs/12_monitor.ipynb #bdbbac12
 @patch
-def _make(self:OnlineProbe, n_features, n_out, device):
-    head,opt = self.head,self.opt_probe
-    norm = nn.BatchNorm1d(n_features, affine=False)
-    with fixed_rng(self.seed): self.head = nn.Sequential(norm, nn.Linear(n_features, n_out)).to(device)
-    self.opt_probe = torch.optim.AdamW(self.head.parameters(), self.lr, weight_decay=self.wd, fused=True)
-    if head: self.head.load_state_dict(head)
-    if opt: self.opt_probe.load_state_dict(opt)
-    # labels predicted correctly, known, and of no class: counted on the device, read once an epoch
-    self._counts = ifnone(self._counts, torch.zeros(3, dtype=torch.long)).to(device)
-
-@patch
 def before_batch(self:OnlineProbe):
-    y = torch.as_tensor(self.yb[0]).as_subclass(Tensor).long()
+    # of all processes, which train the same classifier
+    y = maybe_gather(torch.as_tensor(self.yb[0]).as_subclass(Tensor).long())
     is_class = (y>=0) & (y<self.head[1].out_features)
     self._counts[2] += (~is_class & (y!=self._ignore)).sum()
     if not self.iter: self._accuracy() # names labels of no class before the first step
@@ -211,31 +200,25 @@ def before_batch(self:OnlineProbe):
 @patch
 def after_batch(self:OnlineProbe):
     features = online_model(self.model).features
-    if features is not None: self._fit_head(features.float(), self._y) # None: the model has not seen the batch
+    if features is not None: self._fit_head(maybe_gather(features.float()), self._y) # None: the model has not seen any
 
-# %% ../nbs/12_monitor.ipynb #db254fb6
 @patch
 def _fit_head(self:OnlineProbe, feats, y):
     "One step of the classifier, which counts its predictions from before the step"
     known = y!=self._ignore
-    n = known.sum().float()
-    if num_distrib()>1: dist.all_reduce(n)
     self.head.train(len(y)>1) # batch norm needs two
     pred = self.head(feats)
     self.opt_probe.zero_grad()
-    # every process takes part, also one whose batch has no label
-    (F.cross_entropy(pred, y, ignore_index=self._ignore, reduction='sum')/n.clamp(min=1)).backward()
-    if num_distrib()>1:
-        for p in self.head.parameters(): dist.all_reduce(p.grad)
+    loss = F.cross_entropy(pred, y, ignore_index=self._ignore, reduction='sum')
+    (loss/known.sum().clamp(min=1)).backward()
     self.opt_probe.step()
     self._counts[:2] += torch.stack([((pred.argmax(1)==y) & known).sum(), known.sum()])
 
+# %% ../nbs/12_monitor.ipynb #db254fb6
 @patch
 def _accuracy(self:OnlineProbe):
     "On the views of this epoch, each before its step"
-    counts = self._counts.clone()
-    if num_distrib()>1: dist.all_reduce(counts)
-    right,known,no_class = counts.tolist()
+    right,known,no_class = self._counts.tolist()
     n_out = self.head[1].out_features
     if no_class: raise ValueError(f"Labels are outside of the {n_out} classes: pass `n_out`, or `mask`")
     return right/known if known else math.nan
@@ -280,22 +263,26 @@ class HealthMonitor(Monitor):
     limits = dict(std=.3, agreement=.6, rank=2., idle=.1)
     least_images = 16 # fewer tell nothing
     def __init__(self,
-        n_items:int=512, # images to measure on, drawn once
-        dl=None, # loader to draw them from; None: validation if it has that many images, else training
+        n_items:int=512, # images to measure on, drawn once: of validation if there are so many, else of training
         every:int=1, # measure after every so many epochs, and after the last
         stop:bool=False, # end the run when it has collapsed?
-        limits:dict=None, # limits of your own in place of `std`, `agreement`, `rank`, `idle`
-        seed:int=0, # of the draw of images, and of their views
     ):
         check_counts(n_items=n_items, every=every)
         super().__init__()
-        store_attr('n_items,every,stop,seed')
-        self.sample,self.limits = dl,{**self.limits, **(limits or {})}
+        store_attr()
 
     def _start(self):
         large = first(self.dls.loaders[1:2], lambda o: (dl_n(o) or 0)>=self.n_items)
-        self._dl = _sample_dl(ifnone(self.sample, large or self.dls.train), self.n_items, self.seed)
+        self._dl = _sample_dl(large or self.dls.train, self.n_items)
         if not self.rows: self._look(self.epoch)
+    def _look(self, epoch):
+        loss = float(getattr(self.learn, 'smooth_loss', math.nan)) if self.rows else math.nan
+        self.rows.append(dict(epoch=epoch, **_once(self._measure), loss=loss))
+        finding,advice = self._verdict(self.rows[-1])
+        if not epoch or finding in [None, *[o['finding'] for o in self.found]]: return
+        self.found.append(dict(epoch=epoch, finding=finding, advice=advice))
+        if not rank_distrib(): print(f'Epoch {epoch}: {advice}')
+        if self.stop and finding=='collapsed': raise CancelFitException()
 
     @property
     def collapsed(self)->bool:
@@ -311,7 +298,7 @@ class HealthMonitor(Monitor):
 def _measure(self:HealthMonitor):
     "What the network makes of the sample"
     model,projections,agreement = online_model(self.model),[],[]
-    with eval_mode(model), fixed_rng(self.seed), in_order(self._dl) as dl:
+    with eval_mode(model), fixed_rng(0), in_order(self._dl) as dl:
         for b in dl:
             x = to_unit(b[0], find_normalize(dl)).to(model.mean.device)
             v1,v2 = (model.normalize(v) for v in make_views(self.learn.byol.views_for(x), x))
@@ -322,29 +309,12 @@ def _measure(self:HealthMonitor):
     return dict(std=feature_std(z), rank=effective_rank(z), agreement=agreement, images=len(z))
 
 @patch
-def _look(self:HealthMonitor, epoch):
-    loss = float(getattr(self.learn, 'smooth_loss', math.nan)) if self.rows else math.nan
-    self.rows.append(dict(epoch=epoch, **_once(self._measure), loss=loss))
-    finding,advice = self._verdict(self.rows[-1])
-    if not epoch or finding in [None, *[o['finding'] for o in self.found]]: return
-    self.found.append(dict(epoch=epoch, finding=finding, advice=advice))
-    if not rank_distrib(): print(f'Epoch {epoch}: {advice}')
-    if self.stop and finding=='collapsed': raise CancelFitException()
-
-# %% ../nbs/12_monitor.ipynb #c975b2f1
-@patch
-def _rank_limit(self:HealthMonitor, row):
-    "The highest rank possible, and the one to be called collapsed below: none where few are possible"
-    most = min(online_model(self.model).projection_size, row['images']-1)
-    return most,self.limits['rank'] if most>=4 else 0.
-
-@patch
 def _verdict(self:HealthMonitor, row):
     "What is wrong, or None, and a sentence for people"
     model,taus,limits = online_model(self.model),self.learn.byol.taus,self.limits
     if row['images']<self.least_images: return None,None
     one_point = row['std']<limits['std'] and row['agreement']>limits['agreement']
-    if one_point or row['rank']<self._rank_limit(row)[1]:
+    if one_point or row['rank']<limits['rank']:
         how = f"a point (standard deviation {row['std']:.2f})" if one_point else f"rank {row['rank']:.1f}"
         tips = ['a lower learning rate', 'a longer warm-up', 'stronger views']
         if model.momentum and taus and taus[-1]<.9: tips = ['a `tau` near 1, such as 0.99', *tips]
@@ -360,8 +330,8 @@ def _verdict(self:HealthMonitor, row):
 def report(self:HealthMonitor)->str: # for people
     "The state after the last look, in words"
     if not self.rows: return 'Not measured yet.'
-    row = {'images':self.n_items, **self.rows[-1]} # older checkpoints do not say how many
-    most,_ = self._rank_limit(row)
+    row = self.rows[-1]
+    most = min(online_model(self.model).projection_size, row['images']-1)
     found = [f"Epoch {o['epoch']}: {o['advice']}" for o in self.found] or ['No sign of trouble.']
     if row['images']<self.least_images:
         found = [f'Too few images for a verdict: {self.least_images} are needed.']
@@ -387,26 +357,21 @@ def plot_curves(self:Learner,
     figsize:tuple=None # in inches; None: by the number of panels
 ): # the figure
     "Loss, learning rate, `tau` and what the monitors saw, over the epochs of the last `fit`"
-    rec,curves = self.recorder,{}
+    rec = self.recorder
     if not getattr(rec, 'losses', None): raise ValueError("There is nothing to draw: train first")
     n = len(rec.values)
     start = self.n_epoch-n if n else 0 # epochs before a resume are not in the recorder
-    def add(panel, y, x=None, label=None):
-        if x is None: x = np.linspace(start, start+max(n, 1), len(y), endpoint=False) # a value for each batch
-        curves.setdefault(panel, []).append((x, np.array([*y], float), label))
-    add('loss', rec.losses, label='training, smoothed')
+    lines = {'training loss':rec.losses, 'learning rate':rec.lrs}
+    if hasattr(self, 'byol'): lines['tau'] = self.byol.taus
+    for name,values in lines.items(): # a value for each batch
+        epochs = np.linspace(start, start+max(n, 1), len(values), endpoint=False)
+        lines[name] = pd.Series([float(o) for o in values], epochs)
     if 'valid_loss' in rec.metric_names:
-        add('loss', [o[1] for o in rec.values], np.arange(start, start+n)+1, 'validation')
-    add('learning rate', rec.lrs)
-    if hasattr(self, 'byol'): add('tau', self.byol.taus)
-    for name,label in dict(knn='nearest neighbours', probe='linear probe', health=None).items():
-        rows = getattr(self, name).history if hasattr(self, name) else ()
-        if len(rows): add('accuracy' if label else 'std', rows[name if label else 'std'], rows.epoch, label)
-    figsize = figsize or (6, 1.35*len(curves)+.4)
-    fig,axs = plt.subplots(len(curves), 1, figsize=figsize, sharex=True, layout='constrained')
-    for ax,(panel,lines) in zip(axs, curves.items()):
-        for x,y,label in lines: ax.plot(x, y, label=label, marker='o' if len(x)<50 else None, ms=3)
-        ax.set_ylabel(panel, fontsize=9)
-        if label: ax.legend(fontsize=7)
-    ax.set_xlabel('epoch')
-    return fig
+        lines['validation loss'] = pd.Series([o[1] for o in rec.values], start+1+np.arange(n), float)
+    for cb in self.cbs:
+        if isinstance(cb, Monitor) and cb.rows: lines |= cb.history.set_index('epoch')[[*cb.columns]]
+    pairs = [o for o in (('training loss','validation loss'),('knn','probe')) if {*o}<={*lines}]
+    table = pd.DataFrame(lines).interpolate('index', limit_area='inside')
+    figsize = figsize or (6, 1.35*(len(lines)-len(pairs))+.4)
+    axs = table.plot(subplots=pairs or True, figsize=figsize, xlabel='epoch')
+    return axs[0].figure
