@@ -8,16 +8,16 @@
 pixels, in turns. On two cores processes should be at least 1.7 times as fast, and few files no slower than before.
 """
 import os, sys, tempfile
-from functools import partial
 from pathlib import Path
 
 import numpy as np
+from fastai.basics import defaults
 from fastcore.script import call_parse
 from PIL import Image
 
 from bench.timing import in_turns, seconds, setting, spread, table, verdict, write
 from fastbyol.all import find_images
-from fastbyol.data import decode_each, load_square
+from fastbyol.data import decode_images
 
 def make_photos(folder, n, size=(500, 375)):
     "JPEGs with soft shapes and some noise, so that they compress as photos do"
@@ -28,11 +28,11 @@ def make_photos(folder, n, size=(500, 375)):
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(Path(folder)/f'{i:04}.jpg', quality=90)
 
 def rates(files, size, repeats):
-    "Images per second of one process and of what `decode_each` chooses"
-    load = partial(load_square, n_in=3, size=size)
-    def run(workers):
-        for _ in decode_each(files, load, workers): pass
-    todo = {name: (lambda w=w: len(files)/seconds(lambda: run(w))) for name, w in (('one process', 0), ('as chosen', None))}
+    "Images per second of one process and of what `decode_images` chooses"
+    def run(cpus):
+        defaults.cpus = cpus
+        decode_images(files, size)
+    todo = {name: (lambda w=w: len(files)/seconds(lambda: run(w))) for name, w in (('one process', 0), ('as chosen', defaults.cpus))}
     return {name: spread(o) for name, o in in_turns(todo, repeats).items()}
 
 @call_parse

@@ -65,20 +65,11 @@ def eval_mode(
                 if not _modes[o][1]: o.training = _modes.pop(o)[0]
 
 # %% ../nbs/00_core.ipynb #211e9baa
-@contextmanager
 def fixed_rng(
     seed:int # seed within the context
-):
+): # a context
     "Seed python, numpy and torch within the context; afterwards restore their states"
-    python_state,numpy_state = random.getstate(),np.random.get_state()
-    try:
-        acc = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        devices = range(torch.accelerator.device_count()) if acc else []
-        with torch.random.fork_rng(devices, device_type=acc.type if acc else 'cuda'):
-            random.seed(seed); np.random.seed(seed%2**32); torch.manual_seed(seed)
-            yield
-    finally:
-        random.setstate(python_state); np.random.set_state(numpy_state)
+    return no_random(seed, reproducible=False)
 
 # %% ../nbs/00_core.ipynb #fb77d504
 def inner_dl(
@@ -179,8 +170,8 @@ def with_progress(
     total:int, # how many there are
     comment:str, # beside the bar
 ): # iterates over `it`
-    "`it` with a progress bar for more than 2,000, but not in a log file"
-    if total<=2000 or not (IN_NOTEBOOK or sys.stdout.isatty()): return it
+    "`it` with a progress bar for more than 100, but not in a log file"
+    if total<=100 or not (IN_NOTEBOOK or sys.stdout.isatty()): return it
     bar = progress_bar(it, total=total)
     bar.comment = comment # the console's bar does not take it as an argument
     return bar

@@ -34,7 +34,6 @@ def item_names(
     named = len(items) and all(isinstance(o, (str,Path,int,np.integer)) for o in items)
     return list(items) if named else None
 
-# %% ../nbs/11_evaluate.ipynb #cfb2b545
 def pick_items(
     dl, # data loader of fastai or torch
     pick:callable=noop, # from the indices of all items to those wanted
@@ -88,9 +87,6 @@ def _embed(source, dl, target=False, tfm=noop):
     # training resumes with the random numbers it would have had
     with precision, eval_mode(enc.body), fixed_rng(0), in_order(dl) as ordered:
         batches = list(_features(enc, ordered, find_normalize(dl), tfm))
-    n,n_read = getattr(ordered, 'n', None),sum(len(f) for f,_ in batches)
-    if n_read!=(n or n_read) or not batches:
-        raise ValueError(f"{n_read} of {n} images could be read: leave the others out")
     feats,labels = zip(*batches)
     return torch.cat(feats),None if labels[0] is None else torch.cat(labels).cpu()
 
@@ -313,6 +309,18 @@ def _pixels(dl):
     "Pixels in [0,1], (n, c·h·w)"
     with in_order(dl) as ordered: return torch.cat([to_unit(b[0]).cpu().flatten(1) for b in ordered])
 
+def _who(contestants, others):
+    "Names of all who compete; those of `others` that are not named compete in what BYOL competes in"
+    kinds = ('linear','fine-tuned')
+    taken = [o for o in others if o in ('BYOL','pixels','from scratch',*_starts)]
+    if taken: raise ValueError(f"`others` calls a body {taken[0]!r}, which stands for another: choose another name")
+    known = [*_contestants[2:], *[f'{o}, {kind}' for o in ('BYOL', *_starts, *others) for kind in kinds]]
+    for o in contestants:
+        if o not in known: raise ValueError(f"Unknown contestant {o!r}: use some of {', '.join(known)}")
+    unnamed = [o for o in others if not any(name.startswith(f'{o}, ') for name in contestants)]
+    ours = [kind for kind in kinds if f'BYOL, {kind}' in contestants]
+    return [*contestants, *[f'{o}, {kind}' for o in unnamed for kind in ours]]
+
 # %% ../nbs/11_evaluate.ipynb #train
 def _predict(name, rows, y, encoders, data, feats, bs, steps, lr, **kwargs):
     "What contestant `name` predicts for the validation images, given the labels of `rows`"
@@ -335,6 +343,24 @@ def _predict(name, rows, y, encoders, data, feats, bs, steps, lr, **kwargs):
 
 _contestants = ('BYOL, linear','BYOL, fine-tuned','from scratch','pixels, nearest')
 _starts = {'ImageNet':published_encoder, 'random weights':random_encoder} # of the same architecture
+
+def _few_label_runs(names, encoders, dls, by, amounts, seeds, bs, **kwargs):
+    "A row per contestant, number of labels and draw"
+    data = {owner:_dls_for(enc, dls) for owner,enc in encoders.items()}
+    embedded = {owner:[get_embeddings(enc, dl) for dl in data[owner].loaders] for owner,enc in encoders.items()}
+    (_,y),(_,test_y) = embedded['BYOL']
+    # asks too much? then before any training
+    draws = {(n,s):few_labels(y, y, seed=s, **{by:n}) for n in amounts for s in seeds}
+    # by all training images, which takes no labels
+    feats = {owner:_standardise(train, test) for owner,((train,_),(test,_)) in embedded.items()}
+    if 'pixels, nearest' in names: feats['pixels'] = _pixels(data['BYOL'].valid)
+    kwargs = dict(n_out=int(y.max())+1, loss_func=CrossEntropyLossFlat()) | kwargs
+    runs = []
+    for (n,s),rows in draws.items():
+        for name in names:
+            with fixed_rng(s): right = _predict(name, rows, y, encoders, data, feats, bs, **kwargs)==test_y
+            runs.append({'contestant':name, by:n, 'seed':s, 'accuracy':right.float().mean().item()})
+    return pd.DataFrame(runs)
 
 # %% ../nbs/11_evaluate.ipynb #fdc34f2c
 class LabelEfficiency(PlainTable):
@@ -368,38 +394,6 @@ class LabelEfficiency(PlainTable):
         ax.minorticks_off()
         ax.legend(fontsize=8)
         return ax
-
-# %% ../nbs/11_evaluate.ipynb #a529aaed
-def _who(contestants, others):
-    "Names of all who compete; those of `others` that are not named compete in what BYOL competes in"
-    kinds = ('linear','fine-tuned')
-    taken = [o for o in others if o in ('BYOL','pixels','from scratch',*_starts)]
-    if taken: raise ValueError(f"`others` calls a body {taken[0]!r}, which stands for another: choose another name")
-    known = [*_contestants[2:], *[f'{o}, {kind}' for o in ('BYOL', *_starts, *others) for kind in kinds]]
-    for o in contestants:
-        if o not in known: raise ValueError(f"Unknown contestant {o!r}: use some of {', '.join(known)}")
-    unnamed = [o for o in others if not any(name.startswith(f'{o}, ') for name in contestants)]
-    ours = [kind for kind in kinds if f'BYOL, {kind}' in contestants]
-    return [*contestants, *[f'{o}, {kind}' for o in unnamed for kind in ours]]
-
-# %% ../nbs/11_evaluate.ipynb #1bb7acff
-def _few_label_runs(names, encoders, dls, by, amounts, seeds, bs, **kwargs):
-    "A row per contestant, number of labels and draw"
-    data = {owner:_dls_for(enc, dls) for owner,enc in encoders.items()}
-    (train,y),(test,test_y) = (get_embeddings(encoders['BYOL'], dl) for dl in data['BYOL'].loaders)
-    # asks too much? then before any training
-    draws = {(n,s):few_labels(y, y, seed=s, **{by:n}) for n in amounts for s in seeds}
-    feats = {'pixels':_pixels(data['BYOL'].valid) if 'pixels, nearest' in names else None}
-    for owner,enc in encoders.items():
-        if owner!='BYOL': train,test = (get_embeddings(enc, dl)[0] for dl in data[owner].loaders)
-        feats[owner] = _standardise(train, test) # by all training images, which takes no labels
-    kwargs = dict(n_out=int(y.max())+1, loss_func=CrossEntropyLossFlat()) | kwargs
-    runs = []
-    for (n,s),rows in draws.items():
-        for name in names:
-            with fixed_rng(s): right = _predict(name, rows, y, encoders, data, feats, bs, **kwargs)==test_y
-            runs.append({'contestant':name, by:n, 'seed':s, 'accuracy':right.float().mean().item()})
-    return pd.DataFrame(runs)
 
 # %% ../nbs/11_evaluate.ipynb #994895da
 def label_efficiency(

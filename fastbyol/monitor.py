@@ -100,7 +100,6 @@ class KNNCallback(Monitor):
         every:int=1, # look after every so many epochs, and after the last
         max_items:int=None, # use at most so many images of each loader, drawn once; None: all
         target:bool=False, # representations of the target's body instead of the online one
-        start:bool=True, # look before training, too?
         keep_best:bool=True, # keep a copy of the best body, in the computer's memory?
         stop_behind:int=None, # end the run after so many looks in a row below the first; None: never
     ):
@@ -116,7 +115,7 @@ class KNNCallback(Monitor):
         if self.pair is None: raise ValueError("`KNNCallback` was exported without images: add a new one")
         bank,queries = self._dls = [_sample_dl(o, self.max_items) for o in self.pair]
         check_classes('KNNCallback', bank=bank, queries=queries) # not after an hour of training
-        if self.start and not self.rows: self._look(self.epoch)
+        if not self.rows: self._look(self.epoch)
     def _look(self, epoch):
         acc = _once(lambda: knn_accuracy(self.learn, *self._dls, self.k, self.temperature, self.target))
         self.rows.append(dict(epoch=epoch, knn=acc))
@@ -124,7 +123,7 @@ class KNNCallback(Monitor):
             self.best,self.best_epoch = acc,epoch
             sd = as_encoder(self.learn, self.target).body.state_dict()
             if self.keep_best: self.best_state = {k:v.detach().cpu().clone() for k,v in sd.items()}
-        if self.start: self._compare(self.rows[0]['knn'], acc, epoch)
+        self._compare(self.rows[0]['knn'], acc, epoch)
 
 # %% ../nbs/12_monitor.ipynb #b898db43
 @patch
