@@ -105,7 +105,6 @@ def find_normalize(
     dl # `DataLoaders`, `DataLoader`, or anything
 )->Normalize|None: # the first `Normalize` among the batch transforms
     "The `Normalize` that `dl` applies to its batches, if any"
-    if isinstance(dl, DataLoaders): dl = dl.train
     fs = getattr(getattr(inner_dl(dl), 'after_batch', None), 'fs', [])
     return first(fs, risinstance(Normalize))
 
@@ -120,11 +119,9 @@ def to_unit(
     norm:Normalize|None=None, # the data loader's `Normalize`
 )->Tensor: # images in [0,1], float32, a plain tensor
     "Undo what the data loader did to pixel values"
-    x = x.as_subclass(Tensor) if isinstance(x, Tensor) else x
-    if x.dtype==torch.uint8: return x.float()/255
-    x = x.float()
-    if norm is None: return x
-    return (x*norm.std.to(x) + norm.mean.to(x)).clamp(0,1)
+    is_bytes,x = x.dtype==torch.uint8,x.as_subclass(Tensor).float()
+    if is_bytes: return x/255
+    return x if norm is None else (x*norm.std.to(x) + norm.mean.to(x)).clamp(0,1)
 
 def check_unit(
     x:Tensor # images (bs, c, h, w)

@@ -31,8 +31,7 @@ def item_names(
     items = getattr(ds, 'items', None)
     if isinstance(items, pd.DataFrame): return list(items.index)
     if items is None or callable(items): items = [o[0] for o in getattr(ds, 'samples', [])] # of torchvision
-    named = len(items) and all(isinstance(o, (str,Path,int,np.integer)) for o in items)
-    return list(items) if named else None
+    if len(items) and all(isinstance(o, (str,Path,int,np.integer)) for o in items): return list(items)
 
 def pick_items(
     dl, # data loader of fastai or torch
@@ -75,30 +74,27 @@ def _features(enc, dl, norm, tfm=noop):
         if i==0: check_unit(x)
         yield enc(enc.normalize(tfm(x))).float(),label_tensor(y[0]) if y and y[0] is not None else None
 
-def _embed(source, dl, target=False, tfm=noop):
-    "Features, on the body's device, and labels of all images"
-    enc,device = as_encoder(source, target),torch.device(getattr(dl, 'device', None) or 'cpu')
-    # a model that has not been trained yet, or comes from a file, is still on the CPU
-    if first(enc.body.parameters()).device.type=='cpu': enc.body.to(device)
-    precision = nullcontext()
-    if device.type=='cuda':
-        dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(getattr(source, 'precision', None))
-        precision = torch.autocast('cuda', dtype, enabled=dtype is not None)
-    # training resumes with the random numbers it would have had
-    with precision, eval_mode(enc.body), fixed_rng(0), in_order(dl) as ordered:
-        batches = list(_features(enc, ordered, find_normalize(dl), tfm))
-    feats,labels = zip(*batches)
-    return torch.cat(feats),None if labels[0] is None else torch.cat(labels).cpu()
-
 def get_embeddings(
     source, # anything that `as_encoder` takes: a learner, a `BYOL`, a body file
     dl, # `DataLoader` of images, with labels or without; items come in their order, unshuffled
     target:bool=False, # representations of the target's body?
-)->tuple: # features (n, n_features) as float32 on the CPU, labels (n,) or None
+    tfm:callable=noop, # what is done to a batch of images in [0,1] before
+    device='cpu', # where the features shall be; None: on the body's device
+)->tuple: # features (n, n_features) as float32, labels (n,) or None
     "Representations of all images of `dl`, in evaluation mode"
-    if isinstance(dl, DataLoaders): raise TypeError("Pass one data loader, such as `dls.train`")
-    feats,labels = _embed(source, dl, target)
-    return feats.cpu(),labels
+    if dl is None or isinstance(dl, DataLoaders):
+        raise TypeError(f"Pass one data loader, such as `dls.train`, got {type(dl).__name__}")
+    enc,dl_device = as_encoder(source, target),torch.device(getattr(dl, 'device', None) or 'cpu')
+    # a model that has not been trained yet, or comes from a file, is still on the CPU
+    if first(enc.body.parameters()).device.type=='cpu': enc.body.to(dl_device)
+    precision = nullcontext()
+    if dl_device.type=='cuda':
+        dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(getattr(source, 'precision', None))
+        precision = torch.autocast('cuda', dtype, enabled=dtype is not None)
+    # training resumes with the random numbers it would have had
+    with precision, eval_mode(enc.body), fixed_rng(0), in_order(dl) as ordered:
+        feats,labels = zip(*_features(enc, ordered, find_normalize(dl), tfm))
+    return torch.cat(feats).to(device),None if labels[0] is None else torch.cat(labels).cpu()
 
 # %% ../nbs/11_evaluate.ipynb #7190ce0b
 def label_tensor(
@@ -164,7 +160,8 @@ def knn_accuracy(
 )->float: # accuracy, in [0,1]
     "Share of `test_dl` that a vote of the nearest neighbours in `train_dl` classifies correctly"
     check_classes('knn_accuracy', train_dl=train_dl, test_dl=test_dl)
-    (bank,labels),(queries,want) = (_embed(source, dl, target) for dl in (train_dl, test_dl))
+    look = partial(get_embeddings, source, target=target, device=None)
+    (bank,labels),(queries,want) = look(train_dl),look(test_dl)
     return (knn_predict(bank, labels, queries, k, temperature).cpu()==want).float().mean().item()
 
 # %% ../nbs/11_evaluate.ipynb #3ab5dea6
@@ -262,9 +259,9 @@ def linear_eval(
     size = check_view_size(view_size(size, train_dls, first_image(train_dls)))
     enc.spec.check_size(enc.body, size)
     with fixed_rng(seed): # training resumes with the random numbers it would have had
-        embed = partial(_embed, enc, tfm=partial(_middle, size=size))
+        embed = partial(get_embeddings, enc, tfm=partial(_middle, size=size))
         (feats,labels),(test,test_labels) = embed(dl),embed(train_dls.valid)
-        feats,test,(classes,y) = feats.cpu(),test.cpu(),labels.unique(return_inverse=True)
+        classes,y = labels.unique(return_inverse=True)
         n_held = max(round(len(y)*valid_pct), len(classes))
         fit,held = train_test_split(torch.arange(len(y)), test_size=n_held, stratify=y, random_state=seed)
         if fast:
@@ -347,7 +344,7 @@ _starts = {'ImageNet':published_encoder, 'random weights':random_encoder} # of t
 def _few_label_runs(names, encoders, dls, by, amounts, seeds, bs, **kwargs):
     "A row per contestant, number of labels and draw"
     data = {owner:_dls_for(enc, dls) for owner,enc in encoders.items()}
-    embedded = {owner:[get_embeddings(enc, dl) for dl in data[owner].loaders] for owner,enc in encoders.items()}
+    embedded = {o:[get_embeddings(enc, dl) for dl in data[o].loaders] for o,enc in encoders.items()}
     (_,y),(_,test_y) = embedded['BYOL']
     # asks too much? then before any training
     draws = {(n,s):few_labels(y, y, seed=s, **{by:n}) for n in amounts for s in seeds}
@@ -376,7 +373,6 @@ class LabelEfficiency(PlainTable):
 
     def plot(self,
         ax=None, # matplotlib axes to draw on; None: a new figure
-        title:str='Accuracy with few labels', # of the axes
         figsize:tuple=(4.2,3.2), # of a new figure, in inches
     ): # the axes
         "Accuracy over the number of labels, with the standard error of the mean"
@@ -388,7 +384,7 @@ class LabelEfficiency(PlainTable):
             line, = ax.plot(x, y, 'o--' if is_baseline else 'o-', ms=4, label=plain_label(name))
             ax.fill_between(x, y-se, y+se, alpha=.2, color=line.get_color(), lw=0)
         xlabel = dict(pct='share of labels', per_class='labels per class')[by]
-        ax.set(xlabel=xlabel, ylabel='accuracy, %', title=title, xscale='log')
+        ax.set(xlabel=xlabel, ylabel='accuracy, %', title='Accuracy with few labels', xscale='log')
         ticks = sorted(self[by].unique())
         ax.set_xticks(ticks, [f'{o:g}' for o in ticks])
         ax.minorticks_off()
@@ -411,15 +407,13 @@ def label_efficiency(
     **kwargs # further arguments of `byol_vision_learner`, such as `lin_ftrs` and `ps` of the head
 )->LabelEfficiency: # a `DataFrame` with `.plot()`, `.table()` by contestant, and every run in `.runs`
     "Compare a pretrained body with training from scratch, bare pixels and `others` on few labels"
-    check_counts(seeds=seeds)
-    others = others or {}
-    names = _who(contestants, others)
+    names = _who(contestants, others or {})
     check_classes('label_efficiency', train=dls.train, valid=dls.valid)
     by,amounts = ('per_class',L(per_class)) if pct is None else ('pct',L(pct))
     kwargs.update(steps=steps, lr=lr)
     with fixed_rng(seed): # training resumes with the random numbers it would have had
         starts = {o:make(source) for o,make in _starts.items() if any(name.startswith(f'{o}, ') for name in names)}
-        encoders = {owner:as_encoder(o) for owner,o in {'BYOL':source, **starts, **others}.items()}
+        encoders = {who:as_encoder(o) for who,o in {'BYOL':source, **starts, **(others or {})}.items()}
         runs = _few_label_runs(names, encoders, dls, by, amounts, range(seed, seed+seeds), bs, **kwargs)
     grouped = runs.groupby(['contestant',by], sort=False)['accuracy']
     res = LabelEfficiency(grouped.agg(mean='mean', sd='std', n='count').reset_index())

@@ -20,6 +20,12 @@ from .data import *
 from .evaluate import *
 
 # %% ../nbs/15_explore.ipynb #f6d71145
+def _picture(fn):
+    "A file as an image in [0,1], a blank one where it cannot be read"
+    try: return to_unit(image2tensor(open_image(fn)))
+    except OSError as e: warnings.warn(f"{fn} is drawn blank, it cannot be read: {e}")
+    return torch.ones(3, 16, 16)
+
 class EmbeddedImages:
     "Images and their representations: embedded once, for every tool"
     def __init__(self,
@@ -36,6 +42,8 @@ class EmbeddedImages:
         self.features,self.labels,self.vocab,self.images = features,labels,vocab,images
         self.unit = F.normalize(features, dim=1) # a product of two is a cosine
         self.items = list(range(len(features)) if items is None else items)
+        if images is None and isinstance(self.items[0], Path):
+            self.images = DataLoader(self.items, bs=1, after_item=_picture)
     def __len__(self): return len(self.features)
     def __getstate__(self): return {**self.__dict__, 'images':None} # a loader cannot always be pickled
     def __repr__(self): return f"EmbeddedImages({len(self):,} images, {self.features.shape[1]} features)"
@@ -44,10 +52,6 @@ class EmbeddedImages:
         if self.labels is None: return None
         number = self.labels[i].item()
         return number if self.vocab is None else self.vocab[number]
-    @property
-    def has_pictures(self):
-        "Is there a loader, or are the items files?"
-        return self.images is not None or isinstance(self.items[0], Path)
 
 # %% ../nbs/15_explore.ipynb #1e95b2f2
 @patch
@@ -55,17 +59,11 @@ def pictures(self:EmbeddedImages,
     idxs:list # which images
 ): # images (c,h,w) in [0,1], one after the other
     "Fetch the images `idxs`: as the body saw them from a loader, else from their files"
-    idxs = [int(i) for i in idxs]
-    if not self.has_pictures: raise ValueError("There are no pictures: pass a data loader")
-    def read(i):
-        try: return to_unit(image2tensor(open_image(self.items[i])))
-        except OSError as e: warnings.warn(f"{self.items[i]} is drawn blank, it cannot be read: {e}")
-        return torch.ones(3, 16, 16)
-    if self.images is None: yield from map(read, idxs)
-    else: # looking leaves the random numbers of training as they were
-        norm = find_normalize(self.images)
-        with fixed_rng(0), in_order(self.images, lambda order: [order[i] for i in idxs]) as batches:
-            for b in batches: yield from to_unit(b[0] if isinstance(b, (tuple,list)) else b, norm).cpu()
+    if self.images is None: raise ValueError("There are no pictures: pass a data loader")
+    norm = find_normalize(self.images)
+    def pick(order): return [order[int(i)] for i in idxs]
+    with fixed_rng(0), in_order(self.images, pick) as batches: # leaves the random numbers of training as they were
+        for b in batches: yield from to_unit(b[0] if isinstance(b, (tuple,list)) else b, norm).cpu()
 
 def embed_images(
     source, # anything that `as_encoder` takes; features (n, d); or `EmbeddedImages`, which are returned
@@ -75,8 +73,6 @@ def embed_images(
     "Embed the images of `dl`, and keep what names and draws them"
     if isinstance(source, EmbeddedImages): return source
     ready = isinstance(source, (Tensor,np.ndarray))
-    if isinstance(dl, DataLoaders) or (dl is None and not ready):
-        raise TypeError(f"`dl` must be one data loader, such as `dls.train`, got {type(dl).__name__}")
     features,labels = (source,None) if ready else get_embeddings(source, dl, target=target)
     items = item_names(dl)
     if not ready and items and len(items)!=len(features): items = None # it reads other images
@@ -97,7 +93,7 @@ def _to_plane(unit, method, seed):
     if n<2 or unit.std(0).max()<1e-6: return np.zeros((n,2)) # t-SNE divides by the spread
     n_components = min(50 if method=='tsne' else 2, *unit.shape)
     points = PCA(n_components, random_state=seed).fit_transform(unit.double().numpy())
-    if method=='pca' or n<4: return np.pad(points, ((0,0),(0,2)))[:,:2]
+    if method=='pca' or n<4: return points[:,:2]
     return TSNE(perplexity=min(30, (n-1)/3), random_state=seed).fit_transform(points.astype(np.float32))
 
 def _draw_thumbs(ax, points, colours, emb, rows, n, size):
@@ -142,32 +138,25 @@ def plot_embeddings(
     if emb.labels is not None and len(classes)<=20:
         names = [plain_label(emb.label(rows[labels==c][0])) for c in classes]
         ax.legend(dots, names, loc='center left', bbox_to_anchor=(1,.5), fontsize=8, markerscale=1.8, frameon=False)
-    if thumbs and emb.has_pictures:
+    if thumbs and emb.images is not None:
         _draw_thumbs(ax, points, [colour[c] for c in labels], emb, rows, thumbs, thumb_size)
     return ax
 
 # %% ../nbs/15_explore.ipynb #a48cc71c
-def _side_by_side(a, b=None):
-    "Two images (c,h,w) as one, with a gap between them"
-    if b is None: return a
-    if b.shape!=a.shape: b = F.interpolate(b[None], a.shape[1:], mode='bilinear')[0]
-    return torch.cat([a, torch.ones(len(a), a.shape[1], max(1, a.shape[2]//16)), b], 2)
-
-def _draw_grid(emb, cells, ncols, width=1):
-    "A figure of `cells`: the numbers of one or two images, a title, the colour of a frame"
+def _draw_grid(emb, cells, ncols):
+    "A figure of `cells`: the number of an image, a title, the colour of a frame"
     nrows = math.ceil(len(cells)/ncols)
-    fig,axs = plt.subplots(nrows, ncols, figsize=(ncols*width,nrows*1.15), squeeze=False, layout='constrained')
-    used = sorted({i for idxs,_,_ in cells for i in idxs})
+    fig,axs = plt.subplots(nrows, ncols, figsize=(ncols,nrows*1.15), squeeze=False, layout='constrained')
+    used = sorted({i for i,_,_ in cells})
     ims = dict(zip(used, emb.pictures(used)))
-    for ax,(idxs,title,frame) in zip(axs.flat, cells):
-        ax.imshow(_as_picture(_side_by_side(*[ims[i] for i in idxs])), vmin=0, vmax=1)
+    for ax,(i,title,frame) in zip(axs.flat, cells):
+        ax.imshow(_as_picture(ims[i]), vmin=0, vmax=1)
         ax.set(xticks=[], yticks=[])
         ax.set_title(plain_label(title), fontsize=8, pad=3)
         for spine in ax.spines.values(): spine.set(visible=frame is not None, color=frame, linewidth=2.5)
     for ax in axs.flat[len(cells):]: ax.axis('off')
     return fig
 
-# %% ../nbs/15_explore.ipynb #9aa00304
 def show_neighbours(
     source, # `EmbeddedImages`, or what `embed_images` takes
     dl=None, # `DataLoader`, unless `source` is `EmbeddedImages`
@@ -186,10 +175,10 @@ def show_neighbours(
     cells = []
     for q,idxs,sims in zip(queries.tolist(), nearest.tolist(), cosines.tolist()):
         name = str(getattr(emb.items[q], 'name', emb.items[q]) if y is None else emb.label(q))
-        cells.append(((q,), name if len(name)<=16 else '…'+name[-15:], None))
+        cells.append((q, name if len(name)<=16 else '…'+name[-15:], None))
         for i,sim in zip(idxs, sims):
             frame = None if y is None else 'tab:green' if y[i]==y[q] else 'tab:red'
-            cells.append(((i,), f'{sim:.3f}', frame))
+            cells.append((i, f'{sim:.3f}', frame))
     return _draw_grid(emb, cells, 1+nearest.shape[1])
 
 # %% ../nbs/15_explore.ipynb #dfa1eff7
@@ -205,10 +194,10 @@ class ImageTable(PlainTable):
         "Pictures of the first `n` rows"
         emb,rows,pair = self.emb,self.head(n),'index_2' in self
         if not len(rows): return print("The table is empty: there is nothing to show")
-        idxs = zip(rows['index'], rows['index_2']) if pair else zip(rows['index'])
-        titles = [f'{o:.3f}' for o in rows['similarity' if pair else 'distance']]
-        cells = [(idx,title.replace('nan', ''),None) for idx,title in zip(idxs, titles)]
-        return _draw_grid(emb, cells, min(ncols or (6 if pair else 9), len(rows)), 1+pair)
+        titles = [f'{o:.3f}'.replace('nan', '') for o in rows['similarity' if pair else 'distance']]
+        idxs = rows[['index','index_2'] if pair else ['index']].values.tolist()
+        cells = [(i,'' if k else title,None) for title,group in zip(titles, idxs) for k,i in enumerate(group)]
+        return _draw_grid(emb, cells, min(ncols or (6 if pair else 9), len(rows))*(1+pair))
 
 def _table(emb, **columns):
     "An `ImageTable` of `columns`, with the names and labels of the images"
@@ -299,8 +288,7 @@ def suggest_labels(
     if n_out: free[_oddness(emb.unit, 20).where(free, -math.inf).topk(n_out).indices] = False
     unit = F.normalize(emb.unit-emb.unit.mean(0), dim=1)
     nearest = torch.full((len(unit),), math.inf) # distance to the nearest that is labelled or picked
-    if len(done):
-        for part in done.split(256): nearest = nearest.minimum((1-unit @ unit[part].T).amin(1).clamp(min=0))
+    for i in done: nearest = nearest.minimum((1-unit @ unit[i]).clamp(min=0))
     picks,distances = [],[]
     for _ in range(n):
         central = not len(done) and not picks # the first is the most central, each other the farthest

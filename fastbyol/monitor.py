@@ -20,7 +20,7 @@ from .evaluate import *
 class Monitor(Callback):
     "Base of callbacks that look at the model after an epoch and add what they see to the progress table"
     # before the `Recorder` (50), which asks the metrics for their names and values
-    order,columns,every,_beside_byol,loads_early = 40,(),1,False,True
+    order,columns,every,loads_early = 40,(),1,True
     _kept = dict(rows=[]) # what a checkpoint keeps, as it is before a run
     def __init__(self):
         self._shown,self._resumed,self._begun = [],False,False
@@ -42,8 +42,6 @@ class Monitor(Callback):
 
     def before_train(self):
         if self._begun: return # a run begins here: `validate` and `summary` call `before_fit`, too
-        if self._beside_byol and not hasattr(self.learn, 'byol'):
-            raise ValueError(f"`{type(self).__name__}` works beside `BYOLCallback`: add one")
         if not self._resumed: self._forget()
         self._begun = True
         self._start()
@@ -96,18 +94,14 @@ class KNNCallback(Monitor):
     def __init__(self,
         dls, # labelled `DataLoaders`, or a pair of loaders: the first's images vote on the second's
         k:int=20, # neighbours that vote
-        temperature:float=0.07, # of the votes (arXiv:1805.01978)
         every:int=1, # look after every so many epochs, and after the last
         max_items:int=None, # use at most so many images of each loader, drawn once; None: all
         target:bool=False, # representations of the target's body instead of the online one
         keep_best:bool=True, # keep a copy of the best body, in the computer's memory?
         stop_behind:int=None, # end the run after so many looks in a row below the first; None: never
     ):
-        check_counts(k=k, every=every)
-        check_counts(max_items=ifnone(max_items, 1), stop_behind=ifnone(stop_behind, 1))
+        check_counts(k=k, every=every, max_items=ifnone(max_items, 1), stop_behind=ifnone(stop_behind, 1))
         self.pair = dls.loaders[:2] if isinstance(dls, DataLoaders) else dls
-        if not isinstance(self.pair, (tuple,list)) or len(self.pair)!=2:
-            raise TypeError("`KNNCallback` takes a pair of loaders, or `DataLoaders` with two")
         super().__init__()
         store_attr(but='dls')
 
@@ -117,7 +111,7 @@ class KNNCallback(Monitor):
         check_classes('KNNCallback', bank=bank, queries=queries) # not after an hour of training
         if not self.rows: self._look(self.epoch)
     def _look(self, epoch):
-        acc = _once(lambda: knn_accuracy(self.learn, *self._dls, self.k, self.temperature, self.target))
+        acc = _once(lambda: knn_accuracy(self.learn, *self._dls, self.k, target=self.target))
         self.rows.append(dict(epoch=epoch, knn=acc))
         if acc>self.best:
             self.best,self.best_epoch = acc,epoch
@@ -155,12 +149,11 @@ def load_best(self:KNNCallback):
 class OnlineProbe(Monitor):
     "A linear classifier trained beside BYOL, without gradient to the body; column `probe`"
     # before `BYOLCallback` (12) takes the labels out of the batch
-    order,run_valid,columns,name,_beside_byol = BYOLCallback.order-1,False,('probe',),'probe',True
+    order,run_valid,columns,name = BYOLCallback.order-1,False,('probe',),'probe'
     _kept = dict(rows=[], head=None, opt_probe=None, _counts=None)
     def __init__(self,
         n_out:int=None, # classes; None: as the data says
         lr:float=1e-2, # learning rate of its own optimiser, Adam
-        wd:float=0., # weight decay
         mask=None, # label of images whose class is not known: a number, or a name in the data's `vocab`
     ):
         super().__init__()
@@ -169,17 +162,24 @@ class OnlineProbe(Monitor):
     def _start(self):
         check_classes('OnlineProbe', train=self.dls.train)
         n_out,by_name = self.n_out or get_c(self.dls),isinstance(self.mask, str)
-        if not n_out: raise ValueError("`OnlineProbe` needs the number of classes: pass `n_out`")
         self._ignore = list(self.dls.vocab).index(self.mask) if by_name else ifnone(self.mask, -100)
         model,head,opt = online_model(self.model),self.head,self.opt_probe
         norm,device = nn.BatchNorm1d(model.n_features, affine=False),model.mean.device
         with fixed_rng(0): self.head = nn.Sequential(norm, nn.Linear(model.n_features, n_out)).to(device)
-        self.opt_probe = torch.optim.AdamW(self.head.parameters(), self.lr, weight_decay=self.wd, fused=True)
+        self.opt_probe = torch.optim.Adam(self.head.parameters(), self.lr, fused=True)
         if head: self.head.load_state_dict(head)
         if opt: self.opt_probe.load_state_dict(opt)
         # labels predicted correctly, known, and of no class: counted on the device, read once an epoch
         self._counts = ifnone(self._counts, torch.zeros(3, dtype=torch.long)).to(device)
         model.keeps_features = True
+    def after_batch(self):
+        features = online_model(self.model).features # None where the model has not seen the batch
+        if features is not None: self._fit_head(maybe_gather(features.float()), self._y)
+    def _look(self, epoch):
+        train,valid = self._accuracy(),_once(self._valid_accuracy)
+        probe = train if math.isnan(valid) else valid
+        self.rows.append(dict(epoch=epoch, train=train, valid=valid, probe=probe))
+        self._counts.zero_()
     def after_fit(self):
         super().after_fit()
         model = online_model(self.model)
@@ -197,11 +197,6 @@ def before_batch(self:OnlineProbe):
     online_model(self.model).features = None
 
 @patch
-def after_batch(self:OnlineProbe):
-    features = online_model(self.model).features
-    if features is not None: self._fit_head(maybe_gather(features.float()), self._y) # None: the model has not seen any
-
-@patch
 def _fit_head(self:OnlineProbe, feats, y):
     "One step of the classifier, which counts its predictions from before the step"
     known = y!=self._ignore
@@ -213,7 +208,6 @@ def _fit_head(self:OnlineProbe, feats, y):
     self.opt_probe.step()
     self._counts[:2] += torch.stack([((pred.argmax(1)==y) & known).sum(), known.sum()])
 
-# %% ../nbs/12_monitor.ipynb #db254fb6
 @patch
 def _accuracy(self:OnlineProbe):
     "On the views of this epoch, each before its step"
@@ -229,13 +223,6 @@ def _valid_accuracy(self:OnlineProbe):
     feats,y = get_embeddings(self.learn, dl)
     with eval_mode(self.head): pred = self.head(feats.to(self._counts.device)).argmax(1).cpu()
     return (pred==y)[y!=self._ignore].float().mean().item()
-
-@patch
-def _look(self:OnlineProbe, epoch):
-    train,valid = self._accuracy(),_once(self._valid_accuracy)
-    probe = train if math.isnan(valid) else valid
-    self.rows.append(dict(epoch=epoch, train=train, valid=valid, probe=probe))
-    self._counts.zero_()
 
 # %% ../nbs/12_monitor.ipynb #ebddad98
 def feature_std(
@@ -256,11 +243,10 @@ def effective_rank(
 # %% ../nbs/12_monitor.ipynb #65dd369a
 class HealthMonitor(Monitor):
     "Measures whether the network still tells images apart, and says so when it does not"
-    columns,name,_kept,_beside_byol = ('std','rank'),'health',dict(rows=[], found=[]),True
+    columns,name,_kept = ('std','rank'),'health',dict(rows=[], found=[])
     # from the runs of `Healthy and collapsed`: projections are one point where they vary less than `std` and
     # predictions agree with targets better than `agreement`; no better than `idle`, nothing has been learned
-    limits = dict(std=.3, agreement=.6, rank=2., idle=.1)
-    least_images = 16 # fewer tell nothing
+    limits = dict(std=.3, agreement=.6, rank=2., idle=.1, images=16) # fewer images tell nothing
     def __init__(self,
         n_items:int=512, # images to measure on, drawn once: of validation if there are so many, else of training
         every:int=1, # measure after every so many epochs, and after the last
@@ -295,7 +281,6 @@ class HealthMonitor(Monitor):
 # %% ../nbs/12_monitor.ipynb #2b3cd203
 @patch
 def _measure(self:HealthMonitor):
-    "What the network makes of the sample"
     model,projections,agreement = online_model(self.model),[],[]
     with eval_mode(model), fixed_rng(0), in_order(self._dl) as dl:
         for b in dl:
@@ -311,7 +296,8 @@ def _measure(self:HealthMonitor):
 def _verdict(self:HealthMonitor, row):
     "What is wrong, or None, and a sentence for people"
     model,taus,limits = online_model(self.model),self.learn.byol.taus,self.limits
-    if row['images']<self.least_images: return None,None
+    if row['images']<limits['images']:
+        return 'too few',f"Too few images for a verdict: {limits['images']} are needed."
     one_point = row['std']<limits['std'] and row['agreement']>limits['agreement']
     if one_point or row['rank']<limits['rank']:
         how = f"a point (standard deviation {row['std']:.2f})" if one_point else f"rank {row['rank']:.1f}"
@@ -321,10 +307,8 @@ def _verdict(self:HealthMonitor, row):
         return 'collapsed',(f"the projections have collapsed to {how}: images are no longer told apart. "
                             f"Start again with {', '.join(tips[:-1])} or {tips[-1]}.")
     if row['agreement']>=limits['idle'] or row['epoch']<self.n_epoch/2: return None,None
-    return 'idle',(f"predictions do not match the targets (mean cosine {row['agreement']:.2f}): "
-                   "raise the learning rate, and check that the weights are not frozen.")
+    return 'idle',f"predictions do not match the targets (mean cosine {row['agreement']:.2f}): raise the learning rate"
 
-# %% ../nbs/12_monitor.ipynb #74954d6a
 @patch
 def report(self:HealthMonitor)->str: # for people
     "The state after the last look, in words"
@@ -332,23 +316,9 @@ def report(self:HealthMonitor)->str: # for people
     row = self.rows[-1]
     most = min(online_model(self.model).projection_size, row['images']-1)
     found = [f"Epoch {o['epoch']}: {o['advice']}" for o in self.found] or ['No sign of trouble.']
-    if row['images']<self.least_images:
-        found = [f'Too few images for a verdict: {self.least_images} are needed.']
     return (f"After {row['epoch']} epochs: standard deviation {row['std']:.2f} (1 is evenly spread, 0 is collapsed), "
             f"effective rank {row['rank']:.1f} of at most {most} on {row['images']} images, "
             f"predictions agree with targets to {row['agreement']:.2f}. {' '.join(found)}")
-
-@patch
-def plot(self:HealthMonitor,
-    figsize:tuple=(9,2.4) # in inches
-): # the figure
-    "What was measured, by epoch; what counts as collapsed is shaded"
-    if not self.rows: raise ValueError("There is nothing to draw yet: train first")
-    columns = ['std','rank','agreement']
-    style = dict(style='o-', ms=3, legend=False, title=columns, figsize=figsize)
-    axs = self.history.plot('epoch', columns, subplots=True, layout=(1,3), **style).flat
-    for ax,col in zip(axs, columns[:2]): ax.axhspan(0, self.limits[col], color='C3', alpha=.15, lw=0)
-    return ax.figure
 
 # %% ../nbs/12_monitor.ipynb #c575c66b
 @patch
@@ -371,6 +341,5 @@ def plot_curves(self:Learner,
         if isinstance(cb, Monitor) and cb.rows: lines |= cb.history.set_index('epoch')[[*cb.columns]]
     pairs = [o for o in (('training loss','validation loss'),('knn','probe')) if {*o}<={*lines}]
     table = pd.DataFrame(lines).interpolate('index', limit_area='inside')
-    figsize = figsize or (6, 1.35*(len(lines)-len(pairs))+.4)
-    axs = table.plot(subplots=pairs or True, figsize=figsize, xlabel='epoch')
+    axs = table.plot(subplots=pairs or True, figsize=figsize or (6,1.2*len(lines)), xlabel='epoch')
     return axs[0].figure

@@ -3,7 +3,7 @@ import json, multiprocessing, signal, sys, time
 from types import SimpleNamespace
 from conftest import *
 from fastbyol.core import dl_n, find_normalize, to_unit
-from fastbyol.data import MemoryDL, OpenFnError, decode_images, first_image, load_square, mark_output
+from fastbyol.data import InMemoryDL, OpenFnError, first_image, load_square, mark_output
 from PIL import Image
 import fastbyol.data as D
 
@@ -289,11 +289,6 @@ def read_labelled(path, **kw):
     files = find_images(path)
     dls = make_labelled([*files, *find_images(path.parent/'other')], valid=files, **kw)
     return dls.valid_ds.items,pixels(dls.valid)
-def read_decoded(path):
-    images,good,bad = decode_images(find_images(path), 20)
-    D._warn_unreadable(bad, len(bad)+len(good))
-    return good,images.float()/255
-
 @pytest.mark.parametrize('labelled', [False,True], ids=['unlabelled','labelled'])
 @pytest.mark.parametrize('in_memory,workers', [(True,0),('disk',0),('device',0),(False,0),(False,2)])
 def test_every_path_reads_skips_and_names_the_same_files(tmp_path, in_memory, workers, labelled):
@@ -392,13 +387,13 @@ def test_the_first_image_of_other_data_is_an_error():
     with pytest.raises(ValueError, match='must begin with images'): first_image(DataLoaders(*[TfmdDL([(tensor([1.]),)]*4, bs=2)]*2))
 
 @pytest.mark.parametrize('kw,msg', [(dict(size=4),'at least 8'), (dict(size=32.),'whole number'), (dict(valid_pct=1.),'valid_pct'),
-    (dict(valid_pct=-.1),'valid_pct'), (dict(bs=0),'bs'), (dict(bs=64),'bs=11 or fewer'), (dict(n_in=2),'open_fn'),
+    (dict(valid_pct=-.1),'valid_pct'), (dict(bs=0),'bs'), (dict(bs=64),'Only 11 of 12 images.*bs=64: lower it'), (dict(n_in=2),'open_fn'),
     (dict(item_size=0),'item_size'), (dict(bs=True),'bs'), (dict(in_memory='gpu'),'in_memory')])
 def test_wrong_arguments_are_errors_with_a_remedy(tmp_path, kw, msg):
     with pytest.raises(ValueError, match=msg): make(write(tmp_path), **kw)
 
 def test_one_image_is_too_few_whatever_the_batch(tmp_path):
-    with pytest.raises(ValueError, match='Only 1 of 1 images.*pass more images'): make(write(tmp_path, 1), bs=2)
+    with pytest.raises(ValueError, match='Only 1 of 1 images.*or add images'): make(write(tmp_path, 1), bs=2)
 
 @places
 @pytest.mark.parametrize('name', ['shuffle','drop_last','after_item','before_batch','after_batch'])
@@ -424,7 +419,7 @@ def test_auto_goes_by_what_there_is_room_for(tmp_path, monkeypatch, processes):
     def caches(ram, disk):
         little(monkeypatch, ram, disk)
         dls = make(tmp_path/'src', cache_dir=tmp_path/'cache')
-        return isinstance(dls.train, MemoryDL),len(list(tmp_path.glob('cache/*.npy')))
+        return isinstance(dls.train, InMemoryDL),len(list(tmp_path.glob('cache/*.npy')))
     room = 2*(need+2**20) # half of what is free
     assert caches((need+1)*4*processes, 0)==(True,0)
     with pytest.warns(UserWarning, match='every epoch.*GB free'): assert caches(need*4*processes, room-2)==(False,0)
@@ -547,8 +542,7 @@ def test_other_names_orders_sizes_and_functions_have_their_own_caches(env):
     import opener as m
     env.get()
     assert env.get(env.files[:5])==[0,1,2,3,4] and env.get(env.files[:5][::-1])==[4,3,2,1,0]
-    env.get(env.files[:5], open_fn=partial(m.open_number)) # another way to say it
-    assert len(env.caches())==4
+    assert len(env.caches())==3
 
 def test_a_function_is_known_by_its_source(tmp_path, monkeypatch):
     def source(text, nm='f'):
@@ -558,21 +552,20 @@ def test_a_function_is_known_by_its_source(tmp_path, monkeypatch):
     import importlib
     a = source('def f(x): return x')
     assert a==source('# comment\ndef f(x): return x') and a!=source('def f(x): return x+1')
-    assert D._source_of(partial(np.load, 1))!=D._source_of(partial(np.load, 2))
 
 class Opener:
     def __call__(self, fn): return fn
 def inner(n):
     def f(fn): return n
     return f
-@pytest.mark.parametrize('fn', [Opener(), inner(1), 'a'.join, partial(inner(1)), eval('lambda f: f')], ids=range(5))
+@pytest.mark.parametrize('fn', [Opener(), inner(1), 'a'.join, partial(np.load), eval('lambda f: f')], ids=range(5))
 def test_a_function_whose_source_is_not_known_is_an_error_on_disk_and_no_cache_by_itself(fn, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='source of `open_fn` is not known.*use a function of a module'):
         make(write(tmp_path), in_memory='disk', open_fn=fn)
     little(monkeypatch)
     monkeypatch.setattr(D, 'load_square', lambda *a: torch.zeros(3,20,20,dtype=torch.uint8))
     with pytest.warns(UserWarning, match='every epoch.*source'): dls = make(tmp_path, open_fn=fn)
-    assert not isinstance(dls.train, MemoryDL)
+    assert not isinstance(dls.train, InMemoryDL)
 
 @pytest.mark.parametrize('spoil', [lambda b: b[:len(b)//2], lambda b: b[:-1], lambda b: b''], ids=['half','one byte','empty'])
 @pytest.mark.parametrize('ext', ['npy','json'])
@@ -696,8 +689,7 @@ def test_few_labels_takes_tensors_and_functions():
 
 @pytest.mark.parametrize('items,labels,kw,msg', [
     (4,[0,0,0,1],dict(per_class=2),"only 1 of 1.*lower"), (4,[0,0,1,1],dict(),'one of'), (4,[0,0,1,1],dict(per_class=1,pct=.1),'one of'),
-    (4,[0,1],dict(per_class=1),'shorter'), (4,[0,0,1,1],dict(per_class=0),'per_class'),
-    (4,[0,0,1,1],dict(pct=0.),'pct'), (4,[0,0,1,1],dict(pct=1.1),'pct')])
+    (4,[0,1],dict(per_class=1),'shorter'), (4,[0,0,1,1],dict(per_class=0),'per_class')])
 def test_few_labels_errors(items, labels, kw, msg):
     with pytest.raises(ValueError, match=msg): few_labels(range(items), labels, **kw)
 
@@ -774,7 +766,6 @@ def test_a_split_that_cannot_be_is_an_error(tmp_path):
     with pytest.raises(ValueError, match='training lacks: c'): make_labelled(tmp_path/'y'/'train', valid=tmp_path/'y'/'val')
     with pytest.raises(ValueError, match='folder for each class'): split_files(class_folders(tmp_path/'z', classes='a'))
     with pytest.raises(ValueError, match='only 1 of b'): split_files([*find_images(tmp_path/'z'), tmp_path/'z'/'b'/'0.png'])
-    with pytest.raises(ValueError, match='(0,1)'): split_files(tmp_path/'y', test_pct=1)
 
 @pytest.mark.parametrize('label,msg', [(lambda f: 1,'each class, found 1'), (lambda f: None,'each class, found None'),
     (lambda f: int(f.stem)%2+2*('val' in f.parts),'lacks: 2, 3')])
@@ -792,7 +783,7 @@ def test_labelled_batches_are_the_pixels_and_classes_of_the_files(tmp_path, in_m
     torch.testing.assert_close(x.as_subclass(Tensor), torch.stack([load_square(f, 3, 16) for f in dls.valid_ds.items]).float()/255)
     assert [dls.vocab[i] for i in y]==[f.parent.name for f in dls.valid_ds.items] and isinstance(y, TensorCategory)
     assert isinstance(dls.loss_func, CrossEntropyLossFlat) and dls.c==2 and dls.n_inp==1
-    assert isinstance(dls.train, MemoryDL)==(in_memory is not False)
+    assert isinstance(dls.train, InMemoryDL)==(in_memory is not False)
 
 @places
 def test_a_broken_labelled_file_is_left_out_and_named(tmp_path, in_memory):

@@ -119,7 +119,6 @@ def test_pictures_come_from_loaders_and_files(tmp_path):
     for images in (None, dl_of(x/255), TorchDL(TensorDataset(x), 4)):
         emb = EmbeddedImages(f, items=files, images=images)
         torch.testing.assert_close(next(emb.pictures([5])), x[5]/255)
-    assert len(pictures(pickle.loads(pickle.dumps(emb)), [5]))==1 # without the loader, from the file
 
 def test_features_need_no_pictures_until_they_are_drawn():
     emb = embed_images(np.random.default_rng(0).normal(size=(40,5)))
@@ -169,7 +168,7 @@ def test_looking_changes_neither_modes_nor_weights_nor_random_numbers(model):
     (lambda: EmbeddedImages(torch.tensor([[1.,math.nan],[1,2]])), ValueError, 'diverged'),
     (lambda: EmbeddedImages(torch.randn(2,2), ['a','b']), ValueError, "numbers, got 'a'.*vocab"),
     (lambda: embed_images(small_byol()), TypeError, r'dls\.train'),
-    (lambda: embed_images(torch.randn(3,2), image_dls(noise(16))), TypeError, r'dls\.train'),
+    (lambda: embed_images(small_byol(), image_dls(noise(16))), TypeError, r'dls\.train'),
     (lambda: plot_embeddings(images_of(), method='umap'), ValueError, "'tsne' or 'pca'"),
     (lambda: show_neighbours(images_of(), queries=[30]), IndexError, 'index 30'),
     (lambda: show_neighbours(images_of(), queries=[.5]), IndexError, 'tensors used as indices'),
@@ -474,9 +473,8 @@ def test_a_table_has_names_and_labels_and_shows_its_images():
 def test_a_pair_is_shown_side_by_side():
     emb = images_of()
     pair = find_duplicates(emb, threshold=.5, pixels=None).head(1)
-    a = shown(pair.show().axes[0])
-    np.testing.assert_allclose(a[:,:16], hwc(original(emb, pair['index'][0])), atol=1e-6)
-    np.testing.assert_allclose(a[:,-16:], hwc(original(emb, pair['index_2'][0])), atol=1e-6)
+    for ax,i in zip(pair.show().axes, (pair['index'][0],pair['index_2'][0]), strict=True):
+        np.testing.assert_allclose(shown(ax), hwc(original(emb, i)), atol=1e-6)
 
 def test_the_first_pick_has_no_distance_to_show():
     t = suggest_labels(images_of(), n=3)
