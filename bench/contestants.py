@@ -110,11 +110,11 @@ def sgd(momentum=.9):
 def one_batch_dls(v, n):
     "`n` batches as large as `v`"
     from fastai.vision.all import DataLoaders, IntToFloatTensor
-    from fastbyol.data import MemoryDL
+    from fastbyol.data import InMemoryDL
     images = torch.zeros(len(v), *v.shape[1:], dtype=torch.uint8)
     rows = torch.arange(len(v)).repeat(n)
-    dl = MemoryDL(list(range(len(rows))), images, rows, bs=len(v), after_batch=[IntToFloatTensor()])
-    return DataLoaders(dl, MemoryDL([], images, rows[:0], bs=len(v)))
+    dl = InMemoryDL(list(range(len(rows))), images, rows, bs=len(v), after_batch=[IntToFloatTensor()])
+    return DataLoaders(dl, InMemoryDL([], images, rows[:0], bs=len(v)))
 
 @contestant('fastbyol')
 @contestant('fastbyol, fp32', precision='fp32')

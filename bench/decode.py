@@ -4,20 +4,19 @@
     python -m bench decode --check --json decode.json
     python -m bench decode --folder FOLDER     # your own files
 
-`decode_images` chooses its processes itself: none for a few hundred files. Both ways decode the same files to the same
+`unlabelled_dls` chooses its processes itself: none for a few hundred files. Both ways decode the same files to the same
 pixels, in turns. On two cores processes should be at least 1.7 times as fast, and few files no slower than before.
 """
 import os, sys, tempfile
-from functools import partial
 from pathlib import Path
 
 import numpy as np
+from fastai.basics import defaults
 from fastcore.script import call_parse
 from PIL import Image
 
 from bench.timing import in_turns, seconds, setting, spread, table, verdict, write
-from fastbyol.all import find_images
-from fastbyol.data import decode_each, load_square
+from fastbyol.all import find_images, unlabelled_dls
 
 def make_photos(folder, n, size=(500, 375)):
     "JPEGs with soft shapes and some noise, so that they compress as photos do"
@@ -28,11 +27,11 @@ def make_photos(folder, n, size=(500, 375)):
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(Path(folder)/f'{i:04}.jpg', quality=90)
 
 def rates(files, size, repeats):
-    "Images per second of one process and of what `decode_each` chooses"
-    load = partial(load_square, n_in=3, size=size)
-    def run(workers):
-        for _ in decode_each(files, load, workers): pass
-    todo = {name: (lambda w=w: len(files)/seconds(lambda: run(w))) for name, w in (('one process', 0), ('as chosen', None))}
+    "Images per second of one process and of what `unlabelled_dls` chooses"
+    def run(cpus):
+        defaults.cpus = cpus
+        unlabelled_dls(files, bs=1, valid_pct=0, in_memory=True, item_size=size)
+    todo = {name: (lambda w=w: len(files)/seconds(lambda: run(w))) for name, w in (('one process', 0), ('as chosen', defaults.cpus))}
     return {name: spread(o) for name, o in in_turns(todo, repeats).items()}
 
 @call_parse

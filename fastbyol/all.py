@@ -5,8 +5,7 @@ from . import core as _core  # first: it silences a warning of torch about fasta
 from .body import pool_features, reset_weights, small_stem_
 from .views import Clip, FusedView, blur_kernel, byol_views
 from .model import BYOL, BYOLLoss, byol_loss, mlp_head
-from .data import (clear_cache, few_labels, find_images, labelled_dls, open_image, split_files,
-    unlabelled_dls)
+from .data import few_labels, find_images, labelled_dls, open_image, split_files, unlabelled_dls
 from .callback import BYOLCallback, target_decay
 from .optim import LRSchedule, adamw, byol_splitter, lars, warmup_cosine
 from .recipe import Recipe, presets, recipe

@@ -28,7 +28,6 @@ def check_counts(
         if isinstance(n, bool) or not isinstance(n, int) or n<1:
             raise ValueError(f"`{name}` must be a whole number of 1 or more, got {n!r}")
 
-# %% ../nbs/00_core.ipynb #5ce4ca87
 def check_view_size(
     size:int # side of the views, in pixels
 )->int: # the same
@@ -66,20 +65,11 @@ def eval_mode(
                 if not _modes[o][1]: o.training = _modes.pop(o)[0]
 
 # %% ../nbs/00_core.ipynb #211e9baa
-@contextmanager
 def fixed_rng(
     seed:int # seed within the context
-):
+): # a context
     "Seed python, numpy and torch within the context; afterwards restore their states"
-    python_state,numpy_state = random.getstate(),np.random.get_state()
-    try:
-        acc = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        devices = range(torch.accelerator.device_count()) if acc else []
-        with torch.random.fork_rng(devices, device_type=acc.type if acc else 'cuda'):
-            random.seed(seed); np.random.seed(seed%2**32); torch.manual_seed(seed)
-            yield
-    finally:
-        random.setstate(python_state); np.random.set_state(numpy_state)
+    return no_random(seed, reproducible=False)
 
 # %% ../nbs/00_core.ipynb #fb77d504
 def inner_dl(
@@ -115,7 +105,6 @@ def find_normalize(
     dl # `DataLoaders`, `DataLoader`, or anything
 )->Normalize|None: # the first `Normalize` among the batch transforms
     "The `Normalize` that `dl` applies to its batches, if any"
-    if isinstance(dl, DataLoaders): dl = dl.train
     fs = getattr(getattr(inner_dl(dl), 'after_batch', None), 'fs', [])
     return first(fs, risinstance(Normalize))
 
@@ -130,13 +119,10 @@ def to_unit(
     norm:Normalize|None=None, # the data loader's `Normalize`
 )->Tensor: # images in [0,1], float32, a plain tensor
     "Undo what the data loader did to pixel values"
-    x = x.as_subclass(Tensor) if isinstance(x, Tensor) else x
-    if x.dtype==torch.uint8: return x.float()/255
-    x = x.float()
-    if norm is None: return x
-    return (x*norm.std.to(x) + norm.mean.to(x)).clamp(0,1)
+    is_bytes,x = x.dtype==torch.uint8,x.as_subclass(Tensor).float()
+    if is_bytes: return x/255
+    return x if norm is None else (x*norm.std.to(x) + norm.mean.to(x)).clamp(0,1)
 
-# %% ../nbs/00_core.ipynb #e069eaee
 def check_unit(
     x:Tensor # images (bs, c, h, w)
 ):
@@ -160,12 +146,7 @@ def whole_file(
         with tmp.open('rb+') as f: os.fsync(f.fileno())
         os.replace(tmp, file)
     finally: tmp.unlink(missing_ok=True)
-    if os.name!='posix': return # elsewhere folders cannot be opened
-    fd = os.open(file.parent, os.O_RDONLY)
-    try: os.fsync(fd) # so that the rename survives a power cut
-    finally: os.close(fd)
 
-# %% ../nbs/00_core.ipynb #f831752b
 def load_strict(
     m:nn.Module, # module to load into
     sd:dict, # state dict
@@ -185,10 +166,9 @@ def with_progress(
     it, # what to go through
     total:int, # how many there are
     comment:str, # beside the bar
-    show:bool=None, # show the bar? None: in a notebook or terminal, for more than 2,000
 ): # iterates over `it`
-    "`it` with a progress bar, but not in a log file"
-    if not ifnone(show, total>2000 and (IN_NOTEBOOK or sys.stdout.isatty())): return it
+    "`it` with a progress bar for more than 100, but not in a log file"
+    if total<=100 or not (IN_NOTEBOOK or sys.stdout.isatty()): return it
     bar = progress_bar(it, total=total)
     bar.comment = comment # the console's bar does not take it as an argument
     return bar

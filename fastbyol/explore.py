@@ -19,17 +19,13 @@ from .core import *
 from .data import *
 from .evaluate import *
 
-# %% ../nbs/15_explore.ipynb #9388b7b4
-def _fetch(dl, idxs):
-    "Images `idxs` of `dl`, one after the other, as the body saw them: (c,h,w) in [0,1]"
-    norm = find_normalize(dl)
-    # looking leaves the random numbers of training as they were
-    with fixed_rng(0), in_order(dl, lambda order: [order[i] for i in idxs]) as batches:
-        for b in batches: yield from to_unit(b[0] if isinstance(b, (tuple,list)) else b, norm).cpu()
-
-
-
 # %% ../nbs/15_explore.ipynb #f6d71145
+def _picture(fn):
+    "A file as an image in [0,1], a blank one where it cannot be read"
+    try: return to_unit(image2tensor(open_image(fn)))
+    except OSError as e: warnings.warn(f"{fn} is drawn blank, it cannot be read: {e}")
+    return torch.ones(3, 16, 16)
+
 class EmbeddedImages:
     "Images and their representations: embedded once, for every tool"
     def __init__(self,
@@ -37,44 +33,37 @@ class EmbeddedImages:
         labels=None, # class of each image as a whole number, (n,); other labels are ignored
         items:list=None, # name of each image, such as its file; None: numbers from 0
         vocab:list=None, # names of the classes
-        images=None, # `DataLoader` in this order, function of the index, or list of (c,h,w) in [0,1]
+        images=None, # `DataLoader` of the images, in this order; None: `items` are files
     ):
         features = torch.as_tensor(features).detach().cpu().float()
-        if features.ndim!=2 or not len(features):
-            raise ValueError(f"`features` must be (n, d) with n>0, got {tuple(features.shape)}")
         if not features.isfinite().all(): raise ValueError("Features hold NaN: the body has diverged")
         if labels is not None: labels = label_tensor(labels).cpu()
         if labels is not None and (labels.ndim!=1 or labels.is_floating_point()): labels = None
         self.features,self.labels,self.vocab,self.images = features,labels,vocab,images
         self.unit = F.normalize(features, dim=1) # a product of two is a cosine
         self.items = list(range(len(features)) if items is None else items)
-        counts = {len(o) for o in (features,self.items,labels) if o is not None}
-        if len(counts)>1: raise ValueError(f"Features, items and labels must be as many, got {counts}")
         if images is None and isinstance(self.items[0], Path):
-            self.images = lambda i: image2tensor(open_image(self.items[i]))
+            self.images = DataLoader(self.items, bs=1, after_item=_picture)
     def __len__(self): return len(self.features)
     def __getstate__(self): return {**self.__dict__, 'images':None} # a loader cannot always be pickled
     def __repr__(self): return f"EmbeddedImages({len(self):,} images, {self.features.shape[1]} features)"
     def label(self, i):
-        "Class of image `i`: its name, its number where `vocab` has none, None without labels"
+        "Class of image `i`: its name, its number without `vocab`, None without labels"
         if self.labels is None: return None
-        c = self.labels[i].item()
-        return self.vocab[c] if self.vocab is not None and 0<=c<len(self.vocab) else c
+        number = self.labels[i].item()
+        return number if self.vocab is None else self.vocab[number]
 
 # %% ../nbs/15_explore.ipynb #1e95b2f2
 @patch
 def pictures(self:EmbeddedImages,
     idxs:list # which images
 ): # images (c,h,w) in [0,1], one after the other
-    "Fetch the images `idxs`"
-    idxs,images = [int(i) for i in idxs],self.images
-    if images is None: raise ValueError("There are no pictures: pass `images` or a data loader")
-    if hasattr(images, 'dataset'): return _fetch(images, idxs)
-    def picture(i):
-        try: return to_unit(torch.as_tensor(images(i) if callable(images) else images[i]))
-        except OSError as e: warnings.warn(f"{self.items[i]} is drawn blank, it cannot be read: {e}")
-        return torch.ones(3, 16, 16)
-    return map(picture, idxs)
+    "Fetch the images `idxs`: as the body saw them from a loader, else from their files"
+    if self.images is None: raise ValueError("There are no pictures: pass a data loader")
+    norm = find_normalize(self.images)
+    def pick(order): return [order[int(i)] for i in idxs]
+    with fixed_rng(0), in_order(self.images, pick) as batches: # leaves the random numbers of training as they were
+        for b in batches: yield from to_unit(b[0] if isinstance(b, (tuple,list)) else b, norm).cpu()
 
 def embed_images(
     source, # anything that `as_encoder` takes; features (n, d); or `EmbeddedImages`, which are returned
@@ -84,8 +73,6 @@ def embed_images(
     "Embed the images of `dl`, and keep what names and draws them"
     if isinstance(source, EmbeddedImages): return source
     ready = isinstance(source, (Tensor,np.ndarray))
-    if isinstance(dl, DataLoaders) or (dl is None and not ready):
-        raise TypeError(f"`dl` must be one data loader, such as `dls.train`, got {type(dl).__name__}")
     features,labels = (source,None) if ready else get_embeddings(source, dl, target=target)
     items = item_names(dl)
     if not ready and items and len(items)!=len(features): items = None # it reads other images
@@ -106,10 +93,8 @@ def _to_plane(unit, method, seed):
     if n<2 or unit.std(0).max()<1e-6: return np.zeros((n,2)) # t-SNE divides by the spread
     n_components = min(50 if method=='tsne' else 2, *unit.shape)
     points = PCA(n_components, random_state=seed).fit_transform(unit.double().numpy())
-    if method=='pca' or n<4: return np.pad(points, ((0,0),(0,2)))[:,:2]
-    init = 'pca' if n_components>1 else 'random'
-    tsne = TSNE(perplexity=max(1, min(30, (n-1)/3)), init=init, random_state=seed)
-    return tsne.fit_transform(points.astype(np.float32))
+    if method=='pca' or n<4: return points[:,:2]
+    return TSNE(perplexity=min(30, (n-1)/3), random_state=seed).fit_transform(points.astype(np.float32))
 
 def _draw_thumbs(ax, points, colours, emb, rows, n, size):
     "Draw up to `n` pictures that overlap neither each other nor the edge of the axes"
@@ -158,34 +143,19 @@ def plot_embeddings(
     return ax
 
 # %% ../nbs/15_explore.ipynb #a48cc71c
-def _side_by_side(a, b=None):
-    "Two images (c,h,w) as one, with a gap between them"
-    if b is None: return a
-    if b.shape!=a.shape: b = F.interpolate(b[None], a.shape[1:], mode='bilinear')[0]
-    return torch.cat([a, torch.ones(len(a), a.shape[1], max(1, a.shape[2]//16)), b], 2)
-
-def _draw_grid(emb, cells, ncols, width=1):
-    "A figure of `cells`: the numbers of one or two images, a title, the colour of a frame"
+def _draw_grid(emb, cells, ncols):
+    "A figure of `cells`: the number of an image, a title, the colour of a frame"
     nrows = math.ceil(len(cells)/ncols)
-    fig,axs = plt.subplots(nrows, ncols, figsize=(ncols*width,nrows*1.15), squeeze=False, layout='constrained')
-    used = sorted({i for idxs,_,_ in cells for i in idxs})
+    fig,axs = plt.subplots(nrows, ncols, figsize=(ncols,nrows*1.15), squeeze=False, layout='constrained')
+    used = sorted({i for i,_,_ in cells})
     ims = dict(zip(used, emb.pictures(used)))
-    for ax,(idxs,title,frame) in zip(axs.flat, cells):
-        ax.imshow(_as_picture(_side_by_side(*[ims[i] for i in idxs])), vmin=0, vmax=1)
+    for ax,(i,title,frame) in zip(axs.flat, cells):
+        ax.imshow(_as_picture(ims[i]), vmin=0, vmax=1)
         ax.set(xticks=[], yticks=[])
         ax.set_title(plain_label(title), fontsize=8, pad=3)
         for spine in ax.spines.values(): spine.set(visible=frame is not None, color=frame, linewidth=2.5)
     for ax in axs.flat[len(cells):]: ax.axis('off')
     return fig
-
-# %% ../nbs/15_explore.ipynb #9aa00304
-def _indices(idxs, n):
-    "`idxs`, or where a mask is true, as whole numbers"
-    idxs = torch.as_tensor(list(idxs))
-    if idxs.dtype==torch.bool and len(idxs)==n: idxs = idxs.nonzero()[:,0]
-    wrong = [i for i in idxs.tolist() if i not in range(n)]
-    if wrong: raise ValueError(f"Images must be whole numbers from 0 to {n-1}, got {wrong[0]}")
-    return idxs.long()
 
 def show_neighbours(
     source, # `EmbeddedImages`, or what `embed_images` takes
@@ -198,17 +168,17 @@ def show_neighbours(
     "A row for each query: the image and its nearest by cosine, framed green if of its class, else red"
     emb = embed_images(source, dl)
     y = emb.labels
-    queries = _some(emb, n, seed) if queries is None else _indices(queries, len(emb))
+    queries = _some(emb, n, seed) if queries is None else torch.as_tensor(list(queries))
     cosines = emb.unit[queries] @ emb.unit.T
     cosines[torch.arange(len(queries)), queries] = -math.inf # by number: a copy of the image stays
     cosines,nearest = cosines.topk(min(k, len(emb)-1))
     cells = []
     for q,idxs,sims in zip(queries.tolist(), nearest.tolist(), cosines.tolist()):
         name = str(getattr(emb.items[q], 'name', emb.items[q]) if y is None else emb.label(q))
-        cells.append(((q,), name if len(name)<=16 else '…'+name[-15:], None))
+        cells.append((q, name if len(name)<=16 else '…'+name[-15:], None))
         for i,sim in zip(idxs, sims):
             frame = None if y is None else 'tab:green' if y[i]==y[q] else 'tab:red'
-            cells.append(((i,), f'{sim:.3f}', frame))
+            cells.append((i, f'{sim:.3f}', frame))
     return _draw_grid(emb, cells, 1+nearest.shape[1])
 
 # %% ../nbs/15_explore.ipynb #dfa1eff7
@@ -222,15 +192,13 @@ class ImageTable(PlainTable):
         ncols:int=None, # pictures next to each other; None: 9, of pairs 6
     ): # the figure, or None where the table is empty
         "Pictures of the first `n` rows"
-        emb,rows,pair = getattr(self, 'emb', None),self.head(n),'index_2' in self
-        if emb is None or 'index' not in self: raise ValueError("`show` needs the images and the column `index`")
+        emb,rows,pair = self.emb,self.head(n),'index_2' in self
         if not len(rows): return print("The table is empty: there is nothing to show")
-        idxs = zip(rows['index'], rows['index_2']) if pair else zip(rows['index'])
-        titles = [f'{o:.3f}' for o in rows['similarity' if pair else 'distance']]
-        cells = [(idx,title.replace('nan', ''),None) for idx,title in zip(idxs, titles)]
-        return _draw_grid(emb, cells, min(ncols or (6 if pair else 9), len(rows)), 1+pair)
+        titles = [f'{o:.3f}'.replace('nan', '') for o in rows['similarity' if pair else 'distance']]
+        idxs = rows[['index','index_2'] if pair else ['index']].values.tolist()
+        cells = [(i,'' if k else title,None) for title,group in zip(titles, idxs) for k,i in enumerate(group)]
+        return _draw_grid(emb, cells, min(ncols or (6 if pair else 9), len(rows))*(1+pair))
 
-# %% ../nbs/15_explore.ipynb #34d5e1c8
 def _table(emb, **columns):
     "An `ImageTable` of `columns`, with the names and labels of the images"
     res = {}
@@ -243,6 +211,7 @@ def _table(emb, **columns):
     table.emb = emb
     return table
 
+# %% ../nbs/15_explore.ipynb #34d5e1c8
 def _thumbnail(im):
     "Unit vector of a small version of `im`: the product of two is the correlation of their pixels"
     x = F.interpolate(im[None,:3], (16,16), mode='area').flatten()
@@ -261,7 +230,6 @@ def _similar_pairs(unit, threshold, max_pairs, chunk=2**22):
         cosines,pairs = cosines[order],torch.cat([pairs, near+start])[order]
     return cosines.clamp(max=1),pairs
 
-# %% ../nbs/15_explore.ipynb #10828436
 def find_duplicates(
     source, # `EmbeddedImages`, or what `embed_images` takes
     dl=None, # `DataLoader`, unless `source` is `EmbeddedImages`
@@ -307,12 +275,12 @@ def suggest_labels(
     source, # `EmbeddedImages`, or what `embed_images` takes
     dl=None, # `DataLoader`, unless `source` is `EmbeddedImages`
     n:int=20, # images to suggest
-    labelled:list=(), # numbers of the images that are labelled already, or a mask
+    labelled:list=(), # numbers of the images that are labelled already
     leave_out:float=0.3, # part of the images, the oddest, that is not suggested; 0 if rare classes matter
 )->ImageTable: # pick, index, item, distance to the nearest labelled or picked before: in order
     "Images to label next, each as different as can be from those before it; `show` draws them"
     emb = embed_images(source, dl)
-    done = _indices(labelled, len(emb))
+    done = torch.as_tensor(list(labelled)).long()
     free = torch.ones(len(emb), dtype=torch.bool).index_fill_(0, done, False)
     n_free = int(free.sum())
     if n>n_free: raise ValueError(f"{n} images are wanted, only {n_free} are unlabelled: lower `n`")
@@ -320,8 +288,7 @@ def suggest_labels(
     if n_out: free[_oddness(emb.unit, 20).where(free, -math.inf).topk(n_out).indices] = False
     unit = F.normalize(emb.unit-emb.unit.mean(0), dim=1)
     nearest = torch.full((len(unit),), math.inf) # distance to the nearest that is labelled or picked
-    if len(done):
-        for part in done.split(256): nearest = nearest.minimum((1-unit @ unit[part].T).amin(1).clamp(min=0))
+    for i in done: nearest = nearest.minimum((1-unit @ unit[i]).clamp(min=0))
     picks,distances = [],[]
     for _ in range(n):
         central = not len(done) and not picks # the first is the most central, each other the farthest

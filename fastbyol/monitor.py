@@ -8,7 +8,6 @@ Docs: https://fastbyol.github.io/fastbyol/monitor.html.md"""
 __all__ = ['Monitor', 'KNNCallback', 'OnlineProbe', 'feature_std', 'effective_rank', 'HealthMonitor']
 
 # %% ../nbs/12_monitor.ipynb #a2013dcb
-import torch.distributed as dist
 from fastai.vision.all import *
 from .core import *
 from .views import *
@@ -21,7 +20,7 @@ from .evaluate import *
 class Monitor(Callback):
     "Base of callbacks that look at the model after an epoch and add what they see to the progress table"
     # before the `Recorder` (50), which asks the metrics for their names and values
-    order,columns,every,_beside_byol,loads_early = 40,(),1,False,True
+    order,columns,every,loads_early = 40,(),1,True
     _kept = dict(rows=[]) # what a checkpoint keeps, as it is before a run
     def __init__(self):
         self._shown,self._resumed,self._begun = [],False,False
@@ -43,8 +42,6 @@ class Monitor(Callback):
 
     def before_train(self):
         if self._begun: return # a run begins here: `validate` and `summary` call `before_fit`, too
-        if self._beside_byol and not hasattr(self.learn, 'byol'):
-            raise ValueError(f"`{type(self).__name__}` works beside `BYOLCallback`: add one")
         if not self._resumed: self._forget()
         self._begun = True
         self._start()
@@ -75,18 +72,18 @@ def load_state_dict(self:Monitor,
 
 @patch
 def __getstate__(self:Monitor):
-    dropped = ('pair','sample','_dls','_dl','_y','best_state') # an export has no images
+    dropped = ('pair','_dls','_dl','_y','best_state') # an export has no images
     return {k:None if k in dropped else v for k,v in vars(self).items()} | dict(_shown=[])
 
 def _once(measure):
     "What `measure` gives, done by the first of several processes and sent to the others"
     return gather_objects(None if rank_distrib() else measure())[0]
 
-def _sample_dl(dl, n, seed):
-    "`dl` of at most `n` of its items, drawn with `seed`; None: all"
+def _sample_dl(dl, n):
+    "`dl` of at most `n` of its items, always the same draw; None: all"
     if n is None: return inner_dl(dl)
     def draw(idxs): return sorted(random.sample(list(idxs), min(n, len(idxs))))
-    with fixed_rng(seed): return pick_items(dl, draw) # a new loader draws the seed of its random numbers
+    with fixed_rng(0): return pick_items(dl, draw) # a new loader draws the seed of its random numbers
 
 # %% ../nbs/12_monitor.ipynb #4c79ebc9
 class KNNCallback(Monitor):
@@ -97,40 +94,32 @@ class KNNCallback(Monitor):
     def __init__(self,
         dls, # labelled `DataLoaders`, or a pair of loaders: the first's images vote on the second's
         k:int=20, # neighbours that vote
-        temperature:float=0.07, # of the votes (arXiv:1805.01978)
         every:int=1, # look after every so many epochs, and after the last
         max_items:int=None, # use at most so many images of each loader, drawn once; None: all
         target:bool=False, # representations of the target's body instead of the online one
-        start:bool=True, # look before training, too?
-        seed:int=0, # of the draw of `max_items`
         keep_best:bool=True, # keep a copy of the best body, in the computer's memory?
         stop_behind:int=None, # end the run after so many looks in a row below the first; None: never
     ):
-        check_counts(k=k, every=every)
-        check_counts(max_items=ifnone(max_items, 1), stop_behind=ifnone(stop_behind, 1))
+        check_counts(k=k, every=every, max_items=ifnone(max_items, 1), stop_behind=ifnone(stop_behind, 1))
         self.pair = dls.loaders[:2] if isinstance(dls, DataLoaders) else dls
-        if not isinstance(self.pair, (tuple,list)) or len(self.pair)!=2:
-            raise TypeError("`KNNCallback` takes a pair of loaders, or `DataLoaders` with two")
         super().__init__()
         store_attr(but='dls')
 
     def _start(self):
         if self.pair is None: raise ValueError("`KNNCallback` was exported without images: add a new one")
-        bank,queries = self._dls = [_sample_dl(o, self.max_items, self.seed) for o in self.pair]
+        bank,queries = self._dls = [_sample_dl(o, self.max_items) for o in self.pair]
         check_classes('KNNCallback', bank=bank, queries=queries) # not after an hour of training
-        if self.start and not self.rows: self._look(self.epoch)
+        if not self.rows: self._look(self.epoch)
+    def _look(self, epoch):
+        acc = _once(lambda: knn_accuracy(self.learn, *self._dls, self.k, target=self.target))
+        self.rows.append(dict(epoch=epoch, knn=acc))
+        if acc>self.best:
+            self.best,self.best_epoch = acc,epoch
+            sd = as_encoder(self.learn, self.target).body.state_dict()
+            if self.keep_best: self.best_state = {k:v.detach().cpu().clone() for k,v in sd.items()}
+        self._compare(self.rows[0]['knn'], acc, epoch)
 
 # %% ../nbs/12_monitor.ipynb #b898db43
-@patch
-def _look(self:KNNCallback, epoch):
-    acc = _once(lambda: knn_accuracy(self.learn, *self._dls, self.k, self.temperature, self.target))
-    self.rows.append(dict(epoch=epoch, knn=acc))
-    if acc>self.best:
-        self.best,self.best_epoch = acc,epoch
-        sd = as_encoder(self.learn, self.target).body.state_dict()
-        if self.keep_best: self.best_state = {k:v.detach().cpu().clone() for k,v in sd.items()}
-    if self.start: self._compare(self.rows[0]['knn'], acc, epoch)
-
 @patch
 def _compare(self:KNNCallback, before, acc, epoch):
     "Say once when the representation is worse than before training, by more than two standard errors"
@@ -160,28 +149,37 @@ def load_best(self:KNNCallback):
 class OnlineProbe(Monitor):
     "A linear classifier trained beside BYOL, without gradient to the body; column `probe`"
     # before `BYOLCallback` (12) takes the labels out of the batch
-    order,run_valid,columns,name,_beside_byol = BYOLCallback.order-1,False,('probe',),'probe',True
+    order,run_valid,columns,name = BYOLCallback.order-1,False,('probe',),'probe'
     _kept = dict(rows=[], head=None, opt_probe=None, _counts=None)
     def __init__(self,
         n_out:int=None, # classes; None: as the data says
         lr:float=1e-2, # learning rate of its own optimiser, Adam
-        wd:float=0., # weight decay
         mask=None, # label of images whose class is not known: a number, or a name in the data's `vocab`
-        seed:int=0, # of its first weights
     ):
-        check_counts(n_out=ifnone(n_out, 1))
         super().__init__()
         store_attr()
-        self._y = None
 
     def _start(self):
         check_classes('OnlineProbe', train=self.dls.train)
-        model,n_out = online_model(self.model),self.n_out or get_c(self.dls)
-        if not n_out: raise ValueError("`OnlineProbe` needs the number of classes: pass `n_out`")
-        by_name = isinstance(self.mask, str)
+        n_out,by_name = self.n_out or get_c(self.dls),isinstance(self.mask, str)
         self._ignore = list(self.dls.vocab).index(self.mask) if by_name else ifnone(self.mask, -100)
-        self._make(model.n_features, n_out, model.mean.device)
+        model,head,opt = online_model(self.model),self.head,self.opt_probe
+        norm,device = nn.BatchNorm1d(model.n_features, affine=False),model.mean.device
+        with fixed_rng(0): self.head = nn.Sequential(norm, nn.Linear(model.n_features, n_out)).to(device)
+        self.opt_probe = torch.optim.Adam(self.head.parameters(), self.lr, fused=True)
+        if head: self.head.load_state_dict(head)
+        if opt: self.opt_probe.load_state_dict(opt)
+        # labels predicted correctly, known, and of no class: counted on the device, read once an epoch
+        self._counts = ifnone(self._counts, torch.zeros(3, dtype=torch.long)).to(device)
         model.keeps_features = True
+    def after_batch(self):
+        features = online_model(self.model).features # None where the model has not seen the batch
+        if features is not None: self._fit_head(maybe_gather(features.float()), self._y)
+    def _look(self, epoch):
+        train,valid = self._accuracy(),_once(self._valid_accuracy)
+        probe = train if math.isnan(valid) else valid
+        self.rows.append(dict(epoch=epoch, train=train, valid=valid, probe=probe))
+        self._counts.zero_()
     def after_fit(self):
         super().after_fit()
         model = online_model(self.model)
@@ -189,19 +187,9 @@ class OnlineProbe(Monitor):
 
 # %% ../nbs/12_monitor.ipynb #bdbbac12
 @patch
-def _make(self:OnlineProbe, n_features, n_out, device):
-    head,opt = self.head,self.opt_probe
-    norm = nn.BatchNorm1d(n_features, affine=False)
-    with fixed_rng(self.seed): self.head = nn.Sequential(norm, nn.Linear(n_features, n_out)).to(device)
-    self.opt_probe = torch.optim.AdamW(self.head.parameters(), self.lr, weight_decay=self.wd, fused=True)
-    if head: self.head.load_state_dict(head)
-    if opt: self.opt_probe.load_state_dict(opt)
-    # labels predicted correctly, known, and of no class: counted on the device, read once an epoch
-    self._counts = ifnone(self._counts, torch.zeros(3, dtype=torch.long)).to(device)
-
-@patch
 def before_batch(self:OnlineProbe):
-    y = torch.as_tensor(self.yb[0]).as_subclass(Tensor).long()
+    # of all processes, which train the same classifier
+    y = maybe_gather(torch.as_tensor(self.yb[0]).as_subclass(Tensor).long())
     is_class = (y>=0) & (y<self.head[1].out_features)
     self._counts[2] += (~is_class & (y!=self._ignore)).sum()
     if not self.iter: self._accuracy() # names labels of no class before the first step
@@ -209,33 +197,21 @@ def before_batch(self:OnlineProbe):
     online_model(self.model).features = None
 
 @patch
-def after_batch(self:OnlineProbe):
-    features = online_model(self.model).features
-    if features is not None: self._fit_head(features.float(), self._y) # None: the model has not seen the batch
-
-# %% ../nbs/12_monitor.ipynb #db254fb6
-@patch
 def _fit_head(self:OnlineProbe, feats, y):
     "One step of the classifier, which counts its predictions from before the step"
     known = y!=self._ignore
-    n = known.sum().float()
-    if num_distrib()>1: dist.all_reduce(n)
     self.head.train(len(y)>1) # batch norm needs two
     pred = self.head(feats)
     self.opt_probe.zero_grad()
-    # every process takes part, also one whose batch has no label
-    (F.cross_entropy(pred, y, ignore_index=self._ignore, reduction='sum')/n.clamp(min=1)).backward()
-    if num_distrib()>1:
-        for p in self.head.parameters(): dist.all_reduce(p.grad)
+    loss = F.cross_entropy(pred, y, ignore_index=self._ignore, reduction='sum')
+    (loss/known.sum().clamp(min=1)).backward()
     self.opt_probe.step()
     self._counts[:2] += torch.stack([((pred.argmax(1)==y) & known).sum(), known.sum()])
 
 @patch
 def _accuracy(self:OnlineProbe):
     "On the views of this epoch, each before its step"
-    counts = self._counts.clone()
-    if num_distrib()>1: dist.all_reduce(counts)
-    right,known,no_class = counts.tolist()
+    right,known,no_class = self._counts.tolist()
     n_out = self.head[1].out_features
     if no_class: raise ValueError(f"Labels are outside of the {n_out} classes: pass `n_out`, or `mask`")
     return right/known if known else math.nan
@@ -247,13 +223,6 @@ def _valid_accuracy(self:OnlineProbe):
     feats,y = get_embeddings(self.learn, dl)
     with eval_mode(self.head): pred = self.head(feats.to(self._counts.device)).argmax(1).cpu()
     return (pred==y)[y!=self._ignore].float().mean().item()
-
-@patch
-def _look(self:OnlineProbe, epoch):
-    train,valid = self._accuracy(),_once(self._valid_accuracy)
-    probe = train if math.isnan(valid) else valid
-    self.rows.append(dict(epoch=epoch, train=train, valid=valid, probe=probe))
-    self._counts.zero_()
 
 # %% ../nbs/12_monitor.ipynb #ebddad98
 def feature_std(
@@ -274,28 +243,31 @@ def effective_rank(
 # %% ../nbs/12_monitor.ipynb #65dd369a
 class HealthMonitor(Monitor):
     "Measures whether the network still tells images apart, and says so when it does not"
-    columns,name,_kept,_beside_byol = ('std','rank'),'health',dict(rows=[], found=[]),True
+    columns,name,_kept = ('std','rank'),'health',dict(rows=[], found=[])
     # from the runs of `Healthy and collapsed`: projections are one point where they vary less than `std` and
     # predictions agree with targets better than `agreement`; no better than `idle`, nothing has been learned
-    limits = dict(std=.3, agreement=.6, rank=2., idle=.1)
-    least_images = 16 # fewer tell nothing
+    limits = dict(std=.3, agreement=.6, rank=2., idle=.1, images=16) # fewer images tell nothing
     def __init__(self,
-        n_items:int=512, # images to measure on, drawn once
-        dl=None, # loader to draw them from; None: validation if it has that many images, else training
+        n_items:int=512, # images to measure on, drawn once: of validation if there are so many, else of training
         every:int=1, # measure after every so many epochs, and after the last
         stop:bool=False, # end the run when it has collapsed?
-        limits:dict=None, # limits of your own in place of `std`, `agreement`, `rank`, `idle`
-        seed:int=0, # of the draw of images, and of their views
     ):
         check_counts(n_items=n_items, every=every)
         super().__init__()
-        store_attr('n_items,every,stop,seed')
-        self.sample,self.limits = dl,{**self.limits, **(limits or {})}
+        store_attr()
 
     def _start(self):
         large = first(self.dls.loaders[1:2], lambda o: (dl_n(o) or 0)>=self.n_items)
-        self._dl = _sample_dl(ifnone(self.sample, large or self.dls.train), self.n_items, self.seed)
+        self._dl = _sample_dl(large or self.dls.train, self.n_items)
         if not self.rows: self._look(self.epoch)
+    def _look(self, epoch):
+        loss = float(getattr(self.learn, 'smooth_loss', math.nan)) if self.rows else math.nan
+        self.rows.append(dict(epoch=epoch, **_once(self._measure), loss=loss))
+        finding,advice = self._verdict(self.rows[-1])
+        if not epoch or finding in [None, *[o['finding'] for o in self.found]]: return
+        self.found.append(dict(epoch=epoch, finding=finding, advice=advice))
+        if not rank_distrib(): print(f'Epoch {epoch}: {advice}')
+        if self.stop and finding=='collapsed': raise CancelFitException()
 
     @property
     def collapsed(self)->bool:
@@ -309,9 +281,8 @@ class HealthMonitor(Monitor):
 # %% ../nbs/12_monitor.ipynb #2b3cd203
 @patch
 def _measure(self:HealthMonitor):
-    "What the network makes of the sample"
     model,projections,agreement = online_model(self.model),[],[]
-    with eval_mode(model), fixed_rng(self.seed), in_order(self._dl) as dl:
+    with eval_mode(model), fixed_rng(0), in_order(self._dl) as dl:
         for b in dl:
             x = to_unit(b[0], find_normalize(dl)).to(model.mean.device)
             v1,v2 = (model.normalize(v) for v in make_views(self.learn.byol.views_for(x), x))
@@ -322,29 +293,13 @@ def _measure(self:HealthMonitor):
     return dict(std=feature_std(z), rank=effective_rank(z), agreement=agreement, images=len(z))
 
 @patch
-def _look(self:HealthMonitor, epoch):
-    loss = float(getattr(self.learn, 'smooth_loss', math.nan)) if self.rows else math.nan
-    self.rows.append(dict(epoch=epoch, **_once(self._measure), loss=loss))
-    finding,advice = self._verdict(self.rows[-1])
-    if not epoch or finding in [None, *[o['finding'] for o in self.found]]: return
-    self.found.append(dict(epoch=epoch, finding=finding, advice=advice))
-    if not rank_distrib(): print(f'Epoch {epoch}: {advice}')
-    if self.stop and finding=='collapsed': raise CancelFitException()
-
-# %% ../nbs/12_monitor.ipynb #c975b2f1
-@patch
-def _rank_limit(self:HealthMonitor, row):
-    "The highest rank possible, and the one to be called collapsed below: none where few are possible"
-    most = min(online_model(self.model).projection_size, row['images']-1)
-    return most,self.limits['rank'] if most>=4 else 0.
-
-@patch
 def _verdict(self:HealthMonitor, row):
     "What is wrong, or None, and a sentence for people"
     model,taus,limits = online_model(self.model),self.learn.byol.taus,self.limits
-    if row['images']<self.least_images: return None,None
+    if row['images']<limits['images']:
+        return 'too few',f"Too few images for a verdict: {limits['images']} are needed."
     one_point = row['std']<limits['std'] and row['agreement']>limits['agreement']
-    if one_point or row['rank']<self._rank_limit(row)[1]:
+    if one_point or row['rank']<limits['rank']:
         how = f"a point (standard deviation {row['std']:.2f})" if one_point else f"rank {row['rank']:.1f}"
         tips = ['a lower learning rate', 'a longer warm-up', 'stronger views']
         if model.momentum and taus and taus[-1]<.9: tips = ['a `tau` near 1, such as 0.99', *tips]
@@ -352,34 +307,18 @@ def _verdict(self:HealthMonitor, row):
         return 'collapsed',(f"the projections have collapsed to {how}: images are no longer told apart. "
                             f"Start again with {', '.join(tips[:-1])} or {tips[-1]}.")
     if row['agreement']>=limits['idle'] or row['epoch']<self.n_epoch/2: return None,None
-    return 'idle',(f"predictions do not match the targets (mean cosine {row['agreement']:.2f}): "
-                   "raise the learning rate, and check that the weights are not frozen.")
+    return 'idle',f"predictions do not match the targets (mean cosine {row['agreement']:.2f}): raise the learning rate"
 
-# %% ../nbs/12_monitor.ipynb #74954d6a
 @patch
 def report(self:HealthMonitor)->str: # for people
     "The state after the last look, in words"
     if not self.rows: return 'Not measured yet.'
-    row = {'images':self.n_items, **self.rows[-1]} # older checkpoints do not say how many
-    most,_ = self._rank_limit(row)
+    row = self.rows[-1]
+    most = min(online_model(self.model).projection_size, row['images']-1)
     found = [f"Epoch {o['epoch']}: {o['advice']}" for o in self.found] or ['No sign of trouble.']
-    if row['images']<self.least_images:
-        found = [f'Too few images for a verdict: {self.least_images} are needed.']
     return (f"After {row['epoch']} epochs: standard deviation {row['std']:.2f} (1 is evenly spread, 0 is collapsed), "
             f"effective rank {row['rank']:.1f} of at most {most} on {row['images']} images, "
             f"predictions agree with targets to {row['agreement']:.2f}. {' '.join(found)}")
-
-@patch
-def plot(self:HealthMonitor,
-    figsize:tuple=(9,2.4) # in inches
-): # the figure
-    "What was measured, by epoch; what counts as collapsed is shaded"
-    if not self.rows: raise ValueError("There is nothing to draw yet: train first")
-    columns = ['std','rank','agreement']
-    style = dict(style='o-', ms=3, legend=False, title=columns, figsize=figsize)
-    axs = self.history.plot('epoch', columns, subplots=True, layout=(1,3), **style).flat
-    for ax,col in zip(axs, columns[:2]): ax.axhspan(0, self.limits[col], color='C3', alpha=.15, lw=0)
-    return ax.figure
 
 # %% ../nbs/12_monitor.ipynb #c575c66b
 @patch
@@ -387,26 +326,20 @@ def plot_curves(self:Learner,
     figsize:tuple=None # in inches; None: by the number of panels
 ): # the figure
     "Loss, learning rate, `tau` and what the monitors saw, over the epochs of the last `fit`"
-    rec,curves = self.recorder,{}
+    rec = self.recorder
     if not getattr(rec, 'losses', None): raise ValueError("There is nothing to draw: train first")
     n = len(rec.values)
     start = self.n_epoch-n if n else 0 # epochs before a resume are not in the recorder
-    def add(panel, y, x=None, label=None):
-        if x is None: x = np.linspace(start, start+max(n, 1), len(y), endpoint=False) # a value for each batch
-        curves.setdefault(panel, []).append((x, np.array([*y], float), label))
-    add('loss', rec.losses, label='training, smoothed')
+    lines = {'training loss':rec.losses, 'learning rate':rec.lrs}
+    if hasattr(self, 'byol'): lines['tau'] = self.byol.taus
+    for name,values in lines.items(): # a value for each batch
+        epochs = np.linspace(start, start+max(n, 1), len(values), endpoint=False)
+        lines[name] = pd.Series([float(o) for o in values], epochs)
     if 'valid_loss' in rec.metric_names:
-        add('loss', [o[1] for o in rec.values], np.arange(start, start+n)+1, 'validation')
-    add('learning rate', rec.lrs)
-    if hasattr(self, 'byol'): add('tau', self.byol.taus)
-    for name,label in dict(knn='nearest neighbours', probe='linear probe', health=None).items():
-        rows = getattr(self, name).history if hasattr(self, name) else ()
-        if len(rows): add('accuracy' if label else 'std', rows[name if label else 'std'], rows.epoch, label)
-    figsize = figsize or (6, 1.35*len(curves)+.4)
-    fig,axs = plt.subplots(len(curves), 1, figsize=figsize, sharex=True, layout='constrained')
-    for ax,(panel,lines) in zip(axs, curves.items()):
-        for x,y,label in lines: ax.plot(x, y, label=label, marker='o' if len(x)<50 else None, ms=3)
-        ax.set_ylabel(panel, fontsize=9)
-        if label: ax.legend(fontsize=7)
-    ax.set_xlabel('epoch')
-    return fig
+        lines['validation loss'] = pd.Series([o[1] for o in rec.values], start+1+np.arange(n), float)
+    for cb in self.cbs:
+        if isinstance(cb, Monitor) and cb.rows: lines |= cb.history.set_index('epoch')[[*cb.columns]]
+    pairs = [o for o in (('training loss','validation loss'),('knn','probe')) if {*o}<={*lines}]
+    table = pd.DataFrame(lines).interpolate('index', limit_area='inside')
+    axs = table.plot(subplots=pairs or True, figsize=figsize or (6,1.2*len(lines)), xlabel='epoch')
+    return axs[0].figure

@@ -1,10 +1,9 @@
 "Folders of any layout and files of any state; the cache on disk; labelled folders; subsets of few labels"
-import json, multiprocessing, signal, sys, time, zlib
+import json, multiprocessing, signal, sys, time
 from types import SimpleNamespace
 from conftest import *
-from fastbyol.core import find_normalize, to_unit
-from fastbyol.data import (MemoryDL, OpenFnError, decode_each, decode_images, first_image, is_empty, load_square,
-    mark_output, warn_unreadable)
+from fastbyol.core import dl_n, find_normalize, to_unit
+from fastbyol.data import InMemoryDL, OpenFnError, first_image, load_square, mark_output
 from PIL import Image
 import fastbyol.data as D
 
@@ -138,20 +137,6 @@ def test_an_orientation_that_there_is_not_turns_nothing(tmp_path, orientation, m
     monkeypatch.setattr(Image.Image, 'getexif', lambda self: {274:orientation})
     assert np.array_equal(np.asarray(open_image(tmp_path/'a.png')), np.asarray(im))
 
-def chunk(kind, data, crc=0):
-    return len(data).to_bytes(4, 'big')+kind+data+(zlib.crc32(kind+data)^crc).to_bytes(4, 'big')
-big_text = zlib.compress(b' '*2_000_000)
-@pytest.mark.parametrize('extra', [chunk(b'zTXt', b'k\0\0'+big_text), chunk(b'iTXt', b'k\0\1\0\0\0'+big_text),
-    chunk(b'iCCP', b'k\0\0'+big_text), chunk(b'tEXt', b'k\0v', crc=1), chunk(b'pHYs', b'x'), chunk(b'sRGB', b'')],
-    ids=['zTXt','iTXt','iCCP','crc','pHYs','sRGB'])
-@pytest.mark.parametrize('at', [33,-12], ids=['before','after'])
-def test_a_png_keeps_its_pixels_whatever_its_metadata(tmp_path, extra, at):
-    (im := picture()).save(tmp_path/'a.png')
-    raw = (tmp_path/'a.png').read_bytes()
-    (tmp_path/'a.png').write_bytes(raw[:at]+extra+raw[at:])
-    images,_,bad = decode_images([tmp_path/'a.png'], 20)
-    assert not bad and np.array_equal(np.asarray(open_image(tmp_path/'a.png')), np.asarray(im))
-
 def odd_exif(f):
     "A photo on its side, with a width that is a text"
     exif = Image.Exif()
@@ -170,30 +155,23 @@ def test_metadata_that_cannot_be_read_is_ignored(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, 'getexif', broken)
     assert open_image(tmp_path/'a.png').size==(30,20)
 
-@pytest.mark.parametrize('no_data', [-9999,-32768,3.4e38,-3.4028235e38,1e20,np.nan,np.inf])
+@pytest.mark.parametrize('no_data', [-9999,-32768,3.4e38,-3.4028235e38,np.nan,np.inf])
 def test_pixels_without_data_leave_the_others_their_contrast(tmp_path, no_data):
     heights = np.linspace(0, 3000, 256, dtype=np.float32).reshape(16,16)
     want = (heights*255/3000).round()
-    heights[3:6] = no_data
+    want[3:6],heights[3:6] = 0,no_data
     Image.fromarray(heights).save(tmp_path/'a.tif')
-    got = np.asarray(open_image(tmp_path/'a.tif', 1))
-    assert np.abs(got-want)[6:].max()<=1 and np.abs(got-want)[:3].max()<=1
+    assert np.array_equal(np.asarray(open_image(tmp_path/'a.tif', 1)), want)
 
 def test_the_no_data_value_that_a_tiff_names_is_believed(tmp_path):
     values = np.linspace(0, 10, 64, dtype=np.float32).reshape(8,8)
     values[0] = -5
     Image.fromarray(values).save(tmp_path/'a.tif', tiffinfo={42113:'-5'})
     got = np.asarray(open_image(tmp_path/'a.tif', 1))
-    assert set(got[0])=={0} and got[1,0]==round(values[1,0]*25.5)
+    assert set(got[0])=={0} and abs(got[1:]-(values[1:]-values[1,0])*255/(10-values[1,0])).max()<=.5
 
-def test_floats_without_outliers_keep_their_range(tmp_path):
-    for values,want in [([0,.5,1],[0,128,255]), ([0,100,255],[0,100,255]), ([1,2],[128,255]), ([-1,1],[0,255])]:
-        Image.fromarray(np.array([values], np.float32)).save(tmp_path/'a.tif')
-        assert np.abs(np.asarray(open_image(tmp_path/'a.tif', 1))[0].astype(int)-want).max()<=1
-
-@pytest.mark.parametrize('values,want', [([0,.0005,.001],[0,128,255]), ([0,.15,.3],[0,128,255]), ([280,290,300],[0,128,255]),
-    ([-25,-22.5,-20],[0,128,255]), ([5,5,5],[0,0,0]), ([np.nan]*3,[0,0,0]), ([0,.5,1,255],[0,128,255,0]),
-    ([0,.5,1,1e20],[0,128,255,0]), ([0,10000,20000,-9999],[0,128,255,0])])
+@pytest.mark.parametrize('values,want', [([0,.5,1],[0,128,255]), ([0,100,255],[0,100,255]), ([-1,1],[0,255]), ([280,290,300],[0,128,255]),
+    ([5,5,5],[0,0,0]), ([np.nan]*3,[0,0,0]), ([0,10000,20000,-9999],[0,128,255,0])])
 def test_floats_are_spread_over_their_own_range(tmp_path, values, want):
     Image.fromarray(np.array([values], np.float32)).save(tmp_path/'a.tif')
     assert np.abs(np.asarray(open_image(tmp_path/'a.tif', 1))[0].astype(int)-want).max()<=1
@@ -232,57 +210,58 @@ def test_a_wrong_open_fn_is_an_error_not_a_bad_file(tmp_path, in_memory, wrong, 
 
 # --- decoding in parallel
 
-def numbered(n, pause=0):
-    def load(i):
-        if i%7==3: raise ValueError(f'no {i}')
-        return torch.full((3,4,4), i%256, dtype=torch.uint8)
-    return load
+def load_number(i):
+    if i%7==3: raise ValueError(f'no {i}')
+    return torch.full((3,4,4), i%256, dtype=torch.uint8)
 
-@pytest.mark.parametrize('n,workers', [(50,0),(500,2),(450,None)])
-def test_files_come_in_order_with_what_is_wrong(n, workers, monkeypatch):
-    monkeypatch.setattr(defaults, 'cpus', 2)
-    for i,(fn,image) in enumerate(decode_each(range(n), numbered(n), workers)):
-        assert fn==i and (image==f'ValueError: no {i}' if i%7==3 else image.unique().tolist()==[i%256])
-    assert i==n-1
+def decode(n, load=load_number):
+    "Images by their numbers, and what is wrong with the others"
+    images = {}
+    return images,D._decode(range(n), load, images.__setitem__, 'decoding')
+
+@pytest.mark.parametrize('n,cpus', [(50,2),(500,2),(450,0)])
+def test_files_come_in_order_with_what_is_wrong(n, cpus, monkeypatch):
+    monkeypatch.setattr(defaults, 'cpus', cpus)
+    images,bad = decode(n)
+    assert [o.unique().tolist() for o in images.values()]==[[i%256] for i in range(n) if i%7!=3]
+    assert list(images)==list(range(len(images))) and bad==[(i,f'ValueError: no {i}') for i in range(3, n, 7)]
 
 @pytest.mark.parametrize('error', [MemoryError('full'), OpenFnError('wrong, for 3.png')])
-@pytest.mark.parametrize('workers', [0,2])
-def test_what_no_file_is_to_blame_for_ends_the_work_with_its_own_message(error, workers):
+@pytest.mark.parametrize('cpus', [0,2])
+def test_what_no_file_is_to_blame_for_ends_the_work_with_its_own_message(error, cpus, monkeypatch):
+    monkeypatch.setattr(defaults, 'cpus', cpus)
     def load(i): raise error
-    with pytest.raises(type(error), match=f'^{error}$'): list(decode_each(range(40), load, workers))
+    with pytest.raises(type(error), match=str(error)): decode(400, load)
 
 def test_processes_decode_many_files_only_and_not_inside_a_worker(monkeypatch):
     seen = []
     real = torch.utils.data.DataLoader
-    monkeypatch.setattr(D.torch.utils.data, 'DataLoader', lambda *a, num_workers, **kw: seen.append(num_workers) or real([]))
-    monkeypatch.setattr(defaults, 'cpus', 8)
-    for n in (300,600,5000): list(decode_each(range(n), noop))
-    monkeypatch.setenv('LOCAL_WORLD_SIZE', '4'); list(decode_each(range(5000), noop))
-    monkeypatch.setattr(D.mp, 'current_process', lambda: SimpleNamespace(daemon=True)); list(decode_each(range(5000), noop))
-    monkeypatch.undo(); monkeypatch.setattr(D.torch.utils.data, 'DataLoader', lambda *a, num_workers, **kw: seen.append(num_workers) or real([]))
-    monkeypatch.setattr(D.sys, 'platform', 'win32'); list(decode_each(range(5000), noop))
+    def patch():
+        monkeypatch.setattr(D.torch.utils.data, 'DataLoader', lambda *a, num_workers, **kw: seen.append(num_workers) or real([]))
+        monkeypatch.setattr(defaults, 'cpus', 8)
+    patch()
+    for n in (300,600,5000): decode(n)
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '4'); decode(5000)
+    monkeypatch.setattr(D.mp, 'current_process', lambda: SimpleNamespace(daemon=True)); decode(5000)
+    monkeypatch.undo(); patch()
+    monkeypatch.setattr(D.sys, 'platform', 'win32'); decode(5000)
     assert seen==[0,6,8,2,0,0]
 
 def test_decoding_leaves_the_random_numbers_alone():
     before = torch.get_rng_state()
-    list(decode_each(range(20), numbered(20)))
+    decode(20)
     assert torch.equal(torch.get_rng_state(), before)
 
 def test_what_is_left_out_is_told(recwarn):
-    warn_unreadable([], 5)
+    D._warn_unreadable([], 5)
     assert not len(recwarn)
-    warn_unreadable([(Path(f'{i}.png'), 'cut short') for i in range(12)], 30)
+    D._warn_unreadable([(Path(f'{i}.png'), 'cut short') for i in range(12)], 30)
     text = str(recwarn.pop(UserWarning).message)
     assert '12 of 30 files' in text and '9.png (cut short)' in text and '10.png' not in text and '2 more' in text
 
 def test_a_name_of_many_lines_is_told_on_one():
-    with pytest.warns(UserWarning) as w: warn_unreadable([(Path('a\nb\x1b[31m.png'), 'cut\nshort')], 2)
+    with pytest.warns(UserWarning) as w: D._warn_unreadable([(Path('a\nb\x1b[31m.png'), 'cut\nshort')], 2)
     assert str(w[0].message).splitlines()[1:]==[r'  a\nb\x1b[31m.png (cut\nshort)']
-
-@places
-def test_what_is_no_file_is_named_and_not_opened(tmp_path, in_memory):
-    os.mkfifo(write(tmp_path)/'pipe.jpg')
-    with pytest.warns(UserWarning, match='1 of 13(.|\n)*pipe.jpg .no regular file'): make(tmp_path, in_memory=in_memory)
 
 # --- every reading path and every odd file
 
@@ -310,11 +289,6 @@ def read_labelled(path, **kw):
     files = find_images(path)
     dls = make_labelled([*files, *find_images(path.parent/'other')], valid=files, **kw)
     return dls.valid_ds.items,pixels(dls.valid)
-def read_decoded(path):
-    images,good,bad = decode_images(find_images(path), 20)
-    warn_unreadable(bad, len(bad)+len(good))
-    return good,images.float()/255
-
 @pytest.mark.parametrize('labelled', [False,True], ids=['unlabelled','labelled'])
 @pytest.mark.parametrize('in_memory,workers', [(True,0),('disk',0),('device',0),(False,0),(False,2)])
 def test_every_path_reads_skips_and_names_the_same_files(tmp_path, in_memory, workers, labelled):
@@ -406,20 +380,20 @@ def test_other_channels_in_batches(tmp_path, in_memory, n_in):
 def test_emptiness_is_asked_without_opening_anything():
     class Endless(torch.utils.data.IterableDataset):
         def __iter__(self): return iter(int, 1)
-    assert is_empty(TfmdDL([], bs=2)) and not is_empty(TfmdDL([1], bs=2))
-    assert not is_empty(torch.utils.data.DataLoader(Endless()))
+    assert dl_n(TfmdDL([], bs=2))==0 and dl_n(TfmdDL([1], bs=2))==1
+    assert dl_n(torch.utils.data.DataLoader(Endless())) is None
 
 def test_the_first_image_of_other_data_is_an_error():
     with pytest.raises(ValueError, match='must begin with images'): first_image(DataLoaders(*[TfmdDL([(tensor([1.]),)]*4, bs=2)]*2))
 
 @pytest.mark.parametrize('kw,msg', [(dict(size=4),'at least 8'), (dict(size=32.),'whole number'), (dict(valid_pct=1.),'valid_pct'),
-    (dict(valid_pct=-.1),'valid_pct'), (dict(bs=0),'bs'), (dict(bs=64),'bs=11 or fewer'), (dict(n_in=2),'open_fn'),
+    (dict(valid_pct=-.1),'valid_pct'), (dict(bs=0),'bs'), (dict(bs=64),'Only 11 of 12 images.*bs=64: lower it'), (dict(n_in=2),'open_fn'),
     (dict(item_size=0),'item_size'), (dict(bs=True),'bs'), (dict(in_memory='gpu'),'in_memory')])
 def test_wrong_arguments_are_errors_with_a_remedy(tmp_path, kw, msg):
     with pytest.raises(ValueError, match=msg): make(write(tmp_path), **kw)
 
 def test_one_image_is_too_few_whatever_the_batch(tmp_path):
-    with pytest.raises(ValueError, match='Only 1 of 1 images.*pass more images'): make(write(tmp_path, 1), bs=2)
+    with pytest.raises(ValueError, match='Only 1 of 1 images.*or add images'): make(write(tmp_path, 1), bs=2)
 
 @places
 @pytest.mark.parametrize('name', ['shuffle','drop_last','after_item','before_batch','after_batch'])
@@ -445,19 +419,20 @@ def test_auto_goes_by_what_there_is_room_for(tmp_path, monkeypatch, processes):
     def caches(ram, disk):
         little(monkeypatch, ram, disk)
         dls = make(tmp_path/'src', cache_dir=tmp_path/'cache')
-        return isinstance(dls.train, MemoryDL),len(list(tmp_path.glob('cache/*.npy')))
+        return isinstance(dls.train, InMemoryDL),len(list(tmp_path.glob('cache/*.npy')))
     room = 2*(need+2**20) # half of what is free
     assert caches((need+1)*4*processes, 0)==(True,0)
     with pytest.warns(UserWarning, match='every epoch.*GB free'): assert caches(need*4*processes, room-2)==(False,0)
     assert caches(need*4*processes, room)==(True,1)
     assert caches(0, 0)==(True,1) # it is there already
 
-@pytest.mark.parametrize('v', ['max',1000])
-def test_free_memory_is_that_of_the_container(tmp_path, monkeypatch, v):
-    for nm,o in [('memory.max',v), ('memory.current',700), ('memory.stat','anon 5\ninactive_file 50\n')]: (tmp_path/nm).write_text(f'{o}')
-    monkeypatch.setattr(D, 'Path', lambda o: tmp_path)
+@pytest.mark.parametrize('limit,want', [('max',9999), ('1000',950), ('20000',9999)])
+def test_free_memory_is_that_of_the_container(tmp_path, monkeypatch, limit, want):
+    (tmp_path/'memory.max').write_text(limit)
+    monkeypatch.setattr(D, 'Path', lambda o: tmp_path/'memory.max')
     monkeypatch.setattr(D.psutil, 'virtual_memory', lambda: SimpleNamespace(available=9999))
-    assert D._free_memory()==(350 if v==1000 else 9999)
+    monkeypatch.setattr(D.psutil, 'Process', lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=50)))
+    assert D._free_memory()==want
 
 @pytest.mark.parametrize('disk', [False,True])
 def test_auto_keeps_images_on_a_device_that_has_room_and_both_loaders_share_them(tmp_path, monkeypatch, disk):
@@ -567,8 +542,7 @@ def test_other_names_orders_sizes_and_functions_have_their_own_caches(env):
     import opener as m
     env.get()
     assert env.get(env.files[:5])==[0,1,2,3,4] and env.get(env.files[:5][::-1])==[4,3,2,1,0]
-    env.get(env.files[:5], open_fn=partial(m.open_number)) # another way to say it
-    assert len(env.caches())==4
+    assert len(env.caches())==3
 
 def test_a_function_is_known_by_its_source(tmp_path, monkeypatch):
     def source(text, nm='f'):
@@ -578,21 +552,20 @@ def test_a_function_is_known_by_its_source(tmp_path, monkeypatch):
     import importlib
     a = source('def f(x): return x')
     assert a==source('# comment\ndef f(x): return x') and a!=source('def f(x): return x+1')
-    assert D._source_of(partial(np.load, 1))!=D._source_of(partial(np.load, 2))
 
 class Opener:
     def __call__(self, fn): return fn
 def inner(n):
     def f(fn): return n
     return f
-@pytest.mark.parametrize('fn', [Opener(), inner(1), 'a'.join, partial(inner(1)), eval('lambda f: f')], ids=range(5))
+@pytest.mark.parametrize('fn', [Opener(), inner(1), 'a'.join, partial(np.load), eval('lambda f: f')], ids=range(5))
 def test_a_function_whose_source_is_not_known_is_an_error_on_disk_and_no_cache_by_itself(fn, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='source of `open_fn` is not known.*use a function of a module'):
         make(write(tmp_path), in_memory='disk', open_fn=fn)
     little(monkeypatch)
     monkeypatch.setattr(D, 'load_square', lambda *a: torch.zeros(3,20,20,dtype=torch.uint8))
     with pytest.warns(UserWarning, match='every epoch.*source'): dls = make(tmp_path, open_fn=fn)
-    assert not isinstance(dls.train, MemoryDL)
+    assert not isinstance(dls.train, InMemoryDL)
 
 @pytest.mark.parametrize('spoil', [lambda b: b[:len(b)//2], lambda b: b[:-1], lambda b: b''], ids=['half','one byte','empty'])
 @pytest.mark.parametrize('ext', ['npy','json'])
@@ -641,21 +614,15 @@ def test_a_killed_builder_leaves_no_cache_and_who_waits_takes_over(env):
     wait_for(lambda: (env.path/'log').exists() and env.caches('.*.tmp'))
     second = Builder(env, 0)
     time.sleep(.3)
-    assert second.p.is_alive() and clear_cache()==0 # what others make is not cleared away
+    assert second.p.is_alive()
     first.kill()
     assert not env.caches() and second.result()==numbers and not env.caches('.*.tmp') and len(env.caches())==1
 
 def test_who_has_a_cache_open_keeps_it(env):
     import opener as m
     with pytest.warns(UserWarning, match='left out'): dls = make(env.files, item_size=8, open_fn=m.open_number, in_memory='disk', valid_pct=0)
-    assert clear_cache()>0 and not env.caches() and pixels(dls.train)[:,0,0,0].mul(255).tolist()==numbers
-
-def test_clearing_removes_what_is_ours_and_says_how_much(env):
-    env.get()
-    env.get(env.files[:6])
-    (env.path/'cache'/'notes.npy').write_text('mine')
-    assert clear_cache()>19*192 and [f.name for f in env.caches()]==['notes.npy']
-    assert clear_cache()==0==clear_cache(env.path/'none')
+    shutil.rmtree(env.path/'cache')
+    assert pixels(dls.train)[:,0,0,0].mul(255).tolist()==numbers
 
 def test_a_disk_that_fills_up_meanwhile_leaves_nothing(env, monkeypatch):
     def full(fd): raise OSError(28, 'No space left on device')
@@ -667,9 +634,6 @@ def no_home(monkeypatch, tmp_path):
     def no(*a): raise RuntimeError('Could not determine home directory.')
     for nm in ('FASTBYOL_CACHE','XDG_CACHE_HOME'): monkeypatch.delenv(nm, raising=False)
     monkeypatch.setattr(Path, 'expanduser', no)
-def test_without_a_home_there_is_no_cache_to_clear(monkeypatch, tmp_path):
-    no_home(monkeypatch, tmp_path)
-    assert clear_cache()==0
 def read_only(monkeypatch, tmp_path): monkeypatch.setenv('FASTBYOL_CACHE', str(tmp_path/'file'/'x'))
 def a_file(monkeypatch, tmp_path): monkeypatch.setenv('FASTBYOL_CACHE', str(tmp_path/'file'))
 @pytest.mark.parametrize('in_memory', ['auto','disk'])
@@ -684,11 +648,13 @@ def test_without_a_folder_for_the_cache_files_are_read_with_one_warning(tmp_path
 
 def test_the_folder_is_the_first_that_is_given(monkeypatch, tmp_path):
     for nm,o in [('FASTBYOL_CACHE','a'), ('XDG_CACHE_HOME','b'), ('HOME','c')]: monkeypatch.setenv(nm, str(tmp_path/o))
-    assert D._cache_folder(tmp_path)==tmp_path and D._cache_folder()==tmp_path/'a'
+    monkeypatch.setattr(D, '_open_cache', lambda file, *_: file.parent)
+    def folder(cache_dir=None): return D._cached_images([], D._OpenImage(8), cache_dir, 1)
+    assert folder(tmp_path)==tmp_path and folder()==tmp_path/'a'
     monkeypatch.delenv('FASTBYOL_CACHE')
-    assert D._cache_folder()==tmp_path/'b'/'fastbyol'
+    assert folder()==tmp_path/'b'/'fastbyol'
     monkeypatch.delenv('XDG_CACHE_HOME')
-    assert D._cache_folder()==tmp_path/'c'/'.cache'/'fastbyol'
+    assert folder()==tmp_path/'c'/'.cache'/'fastbyol'
 
 def big(fn): return torch.full((3,128,128), int(Path(fn).name)%256, dtype=torch.uint8)
 def test_building_and_opening_take_little_memory(tmp_path):
@@ -723,8 +689,7 @@ def test_few_labels_takes_tensors_and_functions():
 
 @pytest.mark.parametrize('items,labels,kw,msg', [
     (4,[0,0,0,1],dict(per_class=2),"only 1 of 1.*lower"), (4,[0,0,1,1],dict(),'one of'), (4,[0,0,1,1],dict(per_class=1,pct=.1),'one of'),
-    (4,[0,1],dict(per_class=1),'shorter'), (4,[0,0,1,1],dict(per_class=0),'per_class'),
-    (4,[0,0,1,1],dict(pct=0.),'pct'), (4,[0,0,1,1],dict(pct=1.1),'pct')])
+    (4,[0,1],dict(per_class=1),'shorter'), (4,[0,0,1,1],dict(per_class=0),'per_class')])
 def test_few_labels_errors(items, labels, kw, msg):
     with pytest.raises(ValueError, match=msg): few_labels(range(items), labels, **kw)
 
@@ -762,17 +727,6 @@ def test_other_splits_are_asked_about_too(tmp_path, names):
 def test_class_and_part_in_one_name_are_asked_about(tmp_path):
     class_folders(tmp_path, classes=['trainA','trainB','testA','testB'])
     with pytest.raises(ValueError, match='split, by .*Name the parts'): split_files(tmp_path)
-
-def test_what_a_split_leaves_unused_is_told(tmp_path, recwarn):
-    for o in ('train','val'): class_folders(tmp_path/o)
-    for o in ('.test','empty'): (tmp_path/o).mkdir()
-    mark_output(tmp_path/'run')
-    picture().save(tmp_path/'run'/'a.png')
-    split_files(tmp_path)
-    assert not len(recwarn)
-    class_folders(tmp_path/'test')
-    with pytest.warns(UserWarning, match='only train and val are used, not test') as w: split_files(tmp_path)
-    assert len(w)==1
 
 @pytest.mark.parametrize('output', ['eval','val','train'])
 def test_output_hidden_and_empty_folders_are_no_part_of_a_split(tmp_path, output):
@@ -812,10 +766,9 @@ def test_a_split_that_cannot_be_is_an_error(tmp_path):
     with pytest.raises(ValueError, match='training lacks: c'): make_labelled(tmp_path/'y'/'train', valid=tmp_path/'y'/'val')
     with pytest.raises(ValueError, match='folder for each class'): split_files(class_folders(tmp_path/'z', classes='a'))
     with pytest.raises(ValueError, match='only 1 of b'): split_files([*find_images(tmp_path/'z'), tmp_path/'z'/'b'/'0.png'])
-    with pytest.raises(ValueError, match='(0,1)'): split_files(tmp_path/'y', test_pct=1)
 
-@pytest.mark.parametrize('label,msg', [(lambda f: 1,'each class, found 1'), (lambda f: None,'one type, got NoneType'),
-    (lambda f: 1 if 'a' in f.parts else 'b','one type, got int and str'), (lambda f: int(f.stem)%2+2*('val' in f.parts),'lacks: 2, 3')])
+@pytest.mark.parametrize('label,msg', [(lambda f: 1,'each class, found 1'), (lambda f: None,'each class, found None'),
+    (lambda f: int(f.stem)%2+2*('val' in f.parts),'lacks: 2, 3')])
 def test_classes_that_are_no_names_are_told(tmp_path, label, msg):
     for o in ('train','val'): class_folders(tmp_path/o)
     with pytest.raises(ValueError, match=msg): split_files(tmp_path, label_func=label)
@@ -824,21 +777,13 @@ def test_classes_may_be_numbers(tmp_path):
     assert list(make_labelled(class_folders(tmp_path), label_func=lambda f: int(f.stem)%2).vocab)==[0,1]
 
 @places
-@pytest.mark.parametrize('broken,msg', [('val','of validation'), ('train','of class a, class b'), ('train/b','of class b')])
-def test_a_part_or_class_without_a_readable_image_is_named(tmp_path, in_memory, broken, msg):
-    for o in ('train','val'): class_folders(tmp_path/o)
-    for f in (tmp_path/broken).rglob('*.png'): f.write_bytes(b'x')
-    with pytest.warns(UserWarning, match='could not be read'), pytest.raises(ValueError, match=f'No image could be read {msg}'):
-        make_labelled(tmp_path, in_memory=in_memory, cache_dir=tmp_path/'.cache')
-
-@places
 def test_labelled_batches_are_the_pixels_and_classes_of_the_files(tmp_path, in_memory):
     dls = make_labelled(class_folders(tmp_path/'x', 6), in_memory=in_memory, cache_dir=tmp_path/'cache')
     x,y = (torch.cat(o) for o in zip(*dls.valid))
     torch.testing.assert_close(x.as_subclass(Tensor), torch.stack([load_square(f, 3, 16) for f in dls.valid_ds.items]).float()/255)
     assert [dls.vocab[i] for i in y]==[f.parent.name for f in dls.valid_ds.items] and isinstance(y, TensorCategory)
     assert isinstance(dls.loss_func, CrossEntropyLossFlat) and dls.c==2 and dls.n_inp==1
-    assert isinstance(dls.train, MemoryDL)==(in_memory is not False)
+    assert isinstance(dls.train, InMemoryDL)==(in_memory is not False)
 
 @places
 def test_a_broken_labelled_file_is_left_out_and_named(tmp_path, in_memory):
