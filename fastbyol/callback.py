@@ -64,7 +64,7 @@ class _MakesViews(Callback):
     def _images(self, xb, dl):
         if isinstance(xb, Tensor): raise TypeError("Batches must be tuples such as `(images,)`")
         if len(xb)!=1: raise ValueError(f"Batches need one input, got {len(xb)}: set `n_inp=1`")
-        return to_unit(xb[0], find_normalize(dl))
+        return to_unit(xb[0], find_normalize(dl), whole=True)
     def _check_n_in(self, n):
         n_in = online_model(self.model).spec.n_in
         if n!=n_in: raise ValueError(f"The body takes {n_in} channels, not {n}: use `BYOL(arch, n_in={n})`")
@@ -268,15 +268,16 @@ def _swap(self:BYOLCallback):
     # a list of batches, as `summary` makes it, has been through the training loader
     dl = self.dl if hasattr(inner_dl(self.dl), 'after_batch') else self.dls.train
     model,x = online_model(self.model),self._images(self.xb, dl)
+    aspect = getattr(self.xb[0], 'aspect', None)
     if not self._checked: self._check_images(x)
     self._cancelled,self.labels = False,self.yb
     if self.training:
         if self._finite is None: self._begin_checks() # outside of `fit`
         self._finite.remember()
-        views = make_views(self.views_for(x), x)
+        views = make_views(self.views_for(x), x, aspect=aspect)
     else: # each of several processes has its batches
         seed = self.valid_seed + self.iter*max(num_distrib(), 1) + rank_distrib()
-        with fixed_rng(seed): views = make_views(self.views_for(x), x)
+        with fixed_rng(seed): views = make_views(self.views_for(x), x, aspect=aspect)
     views = tuple(map(model.normalize, views))
     self.learn.xb,self.learn.yb = views,(model.targets(*views),)
 
@@ -303,7 +304,8 @@ def show_views(self:BYOLCallback, n=4):
     if hasattr(dl, 'new'): dl = dl.new(shuffle=False, drop_last=False, bs=n, num_workers=0)
     batch = first(dl)
     x = self._images(batch[:1] if not isinstance(batch, Tensor) else batch, self.dls.train)
-    with fixed_rng(self.valid_seed): return show_view_grid(x, self.views_for(x), n)
+    aspect = getattr(batch[0], 'aspect', None)
+    with fixed_rng(self.valid_seed): return show_view_grid(x, self.views_for(x), n, aspect=aspect)
 
 @patch
 def __getstate__(self:BYOLCallback):

@@ -313,7 +313,7 @@ def run_embed(opts): # the arguments of `cli.embed`
     if out.suffix!='.npz' or opts.dtype not in ('float32','float16'):
         raise ValueError(f"OUT ends in .npz, --dtype is float32 or float16, got {opts.out!r}, {opts.dtype!r}")
     # one image is enough, where most of them cannot be read
-    dls = unlabelled_dls(opts.folder, size, bs=1, valid_pct=0, n_in=source[1]['n_in'], item_size=size)
+    dls = unlabelled_dls(opts.folder, size, bs=1, valid_pct=0, n_in=source[1]['n_in'], item_size=size, crop='middle')
     feats = get_embeddings(source, dls.train.new(bs=opts.bs))[0].numpy().astype(opts.dtype)
     names = [file.relative_to(opts.folder).as_posix() for file in dls.train_ds.items]
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,8 @@ Docs: https://fastbyol.github.io/fastbyol/core.html.md"""
 
 # %% auto #0
 __all__ = ['check_counts', 'check_view_size', 'plain_label', 'eval_mode', 'fixed_rng', 'inner_dl', 'dl_bs', 'dl_n',
-           'online_model', 'find_normalize', 'normalize_stats', 'to_unit', 'check_unit', 'whole_file', 'load_strict',
-           'with_progress', 'gather_objects', 'PlainTable']
+           'online_model', 'find_normalize', 'normalize_stats', 'middle_squares', 'to_unit', 'check_unit', 'whole_file',
+           'load_strict', 'with_progress', 'gather_objects', 'PlainTable']
 
 # %% ../nbs/00_core.ipynb #a06d9a52
 import os,random,sys,threading,warnings
@@ -114,14 +114,26 @@ def normalize_stats(
     "Statistics of a `Normalize`, as plain numbers"
     return tuple(tuple(o.flatten().tolist()) for o in (norm.mean, norm.std))
 
+def middle_squares(
+    x:Tensor, # images that were squeezed to squares, (n, c, size, size)
+    aspect:Tensor, # width over height of each before, (n)
+)->Tensor: # the same shape
+    "The middle square of each image"
+    shares = torch.stack([1/aspect, aspect], 1).clamp(max=1).to(x) # of width and height
+    grid = F.affine_grid(F.pad(torch.diag_embed(shares), (0,1)), x.shape, align_corners=False)
+    return F.grid_sample(x, grid, align_corners=False)
+
 def to_unit(
     x:Tensor, # a batch of images as the data loader gave it
     norm:Normalize|None=None, # the data loader's `Normalize`
+    whole:bool=False, # images squeezed by `unlabelled_dls` as they are? Else their middle squares
 )->Tensor: # images in [0,1], float32, a plain tensor
     "Undo what the data loader did to pixel values"
-    is_bytes,x = x.dtype==torch.uint8,x.as_subclass(Tensor).float()
-    if is_bytes: return x/255
-    return x if norm is None else (x*norm.std.to(x) + norm.mean.to(x)).clamp(0,1)
+    is_bytes,aspect = x.dtype==torch.uint8,getattr(x, 'aspect', None)
+    x = x.as_subclass(Tensor).float()
+    if is_bytes: x = x/255
+    elif norm is not None: x = (x*norm.std.to(x) + norm.mean.to(x)).clamp(0,1)
+    return x if whole or aspect is None else middle_squares(x, aspect)
 
 def check_unit(
     x:Tensor # images (bs, c, h, w)

@@ -108,6 +108,11 @@ def open_image(
         return im.convert({1:'L',3:'RGB',4:'RGBA'}[n_in])
 
 # %% ../nbs/04_data.ipynb #eb575c44
+def _aspect(fn):
+    "Width over height of an image, from its metadata"
+    with Image.open(fn) as im: width,height = im.size[::-1] if im.getexif().get(274, 1)>4 else im.size
+    return width/height
+
 class OpenFnError(TypeError): "`open_fn` did not return an image: a mistake in it, not in the file"
 
 def load_square(
@@ -115,13 +120,14 @@ def load_square(
     n_in:int, # channels
     size:int, # side, in pixels
     open_fn:callable=None, # file -> PIL image or uint8 array (n_in,h,w) or (h,w,n_in); None: `open_image`
+    whole:bool=False, # all of an opened image, squeezed to a square?
 )->Tensor: # uint8, (n_in, size, size)
     "The middle of one image, as large as fits, at `size`"
     image = open_fn(fn) if open_fn else open_image(fn, n_in)
     if isinstance(image, Image.Image): # cut, then resized: the long side may be very long
-        side = min(image.size)
-        left,top = ((o-side)//2 for o in image.size)
-        box = left,top,left+side,top+side
+        width,height = image.size if whole else [min(image.size)]*2
+        left,top = (image.width-width)//2,(image.height-height)//2
+        box = left,top,left+width,top+height
         image = image.resize((size,size), Image.Resampling.BICUBIC, box, reducing_gap=3.)
     pixels = np.array(image.numpy() if isinstance(image, Tensor) else image) # a copy: PIL's is read-only
     if pixels.ndim==2: pixels = pixels[None]
@@ -137,10 +143,10 @@ def load_square(
 class _OpenImage(Transform):
     "Open a file as a square image"
     input_types = str,Path,Image.Image
-    def __init__(self, size, n_in=3, open_fn=None):
-        self.shape,self.open_fn = (n_in,size,size),open_fn
+    def __init__(self, size, n_in=3, open_fn=None, whole=False):
+        self.shape,self.open_fn,self.whole = (n_in,size,size),open_fn,whole and not open_fn
         super().__init__()
-    def load(self, fn): return load_square(fn, *self.shape[:2], self.open_fn)
+    def load(self, fn): return load_square(fn, *self.shape[:2], self.open_fn, self.whole)
     def check(self, fn):
         "Fail where `load` would: a JPEG is looked at in an eighth of its resolution, which is faster"
         if self.open_fn: return self.load(fn)
@@ -224,7 +230,7 @@ def _cached_images(files, opener, cache_dir, part):
     stamps = _digest([(o.st_size, o.st_mtime_ns) for o in stats])
     default = (os.environ.get('XDG_CACHE_HOME') or '~/.cache')+'/fastbyol'
     folder = Path(cache_dir or os.environ.get('FASTBYOL_CACHE') or default).expanduser()
-    file = folder/f'{_digest([names, opener.shape, _source_of(opener.open_fn), versions])}.npy'
+    file = folder/f'{_digest([names, opener.shape, opener.whole, _source_of(opener.open_fn), versions])}.npy'
     if found := _open_cache(file, files, opener, stamps): return found
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_suffix('.lock')): # another process may be making it
@@ -244,18 +250,21 @@ class InMemoryDL(TfmdDL):
         images:Tensor=None, # uint8, (n, c, h, w), on any device; never copied
         rows:Tensor=None, # which row of `images` each item of `dataset` is, (len(dataset),)
         labels:Tensor=None, # class of each row, (n,)
+        aspects:Tensor=None, # of images squeezed to squares: width over height of each row before, (n,)
         **kwargs # further arguments of `TfmdDL`; `num_workers` and `pin_memory` are not used
     ):
-        self.images,self.rows,self.labels = images,rows,labels
+        self.images,self.rows,self.labels,self.aspects = images,rows,labels,aspects
         super().__init__(dataset, **{**kwargs, 'num_workers':0, 'pin_memory':False})
     def do_item(self, s): return s or 0 # `do_batch` takes indices, not items
     def do_batch(self, b):
         images = TensorImage(self.images[self.rows[b]])
+        if self.aspects is not None: images.aspect = self.aspects[self.rows[b]]
         return (images,) if self.labels is None else (images,TensorCategory(self.labels[self.rows[b]]))
     def new(self, dataset=None, cls=None, **kwargs):
         if dataset is not None and dataset is not self.dataset: cls = TfmdDL # other files
         if cls not in (None,InMemoryDL): return super().new(dataset, cls, **kwargs)
-        return super().new(dataset, images=self.images, rows=self.rows, labels=self.labels, **kwargs)
+        own = {k:getattr(self, k) for k in ('images','rows','labels','aspects')}
+        return super().new(dataset, **own, **kwargs)
 
 def first_image(
     dls:DataLoaders # data whose batches begin with images
@@ -312,8 +321,8 @@ def _free_on(device):
     "Bytes of `device` that no process holds; 0 where that is not known"
     return torch.cuda.mem_get_info(device)[0] if torch.device(device).type=='cuda' else 0
 
-def _loaders(files, images, tfms, splits, labels=None, in_memory='auto', cache_dir=None, device=None,
-             batch_tfms=None, num_workers=None, **kwargs):
+def _loaders(files, images, tfms, splits, labels=None, aspects=None, in_memory='auto', cache_dir=None,
+             device=None, batch_tfms=None, num_workers=None, **kwargs):
     "Loaders for training and validation, of images that are kept, or of files"
     device = device or default_device()
     if images is not None:
@@ -325,7 +334,7 @@ def _loaders(files, images, tfms, splits, labels=None, in_memory='auto', cache_d
         kw = dict(device=device, shuffle=not i, drop_last=not i, after_item=None, before_batch=None,
                   after_batch=batch_tfms, **kwargs)
         if images is None: dl = TfmdDL(dsets.subset(i), num_workers=num_workers, **kw)
-        else: dl = InMemoryDL(dsets.subset(i), images, tensor(rows, dtype=torch.long), labels, **kw)
+        else: dl = InMemoryDL(dsets.subset(i), images, tensor(rows, dtype=torch.long), labels, aspects, **kw)
         loaders.append(dl)
     return DataLoaders(*loaders, device=device)
 
@@ -344,6 +353,7 @@ def unlabelled_dls(
     open_fn:callable=None, # opens a file as a PIL image or a uint8 array (n_in, h, w) or (h, w, n_in)
     device=None, # device of the batches; None: fastai's default
     cache_dir:str|Path=None, # folder of caches; None: `$FASTBYOL_CACHE`, or in the user's cache folder
+    crop:str='whole', # what views see: 'whole' images, or their 'middle' squares
     **kwargs # further arguments of fastai's `TfmdDL`
 )->DataLoaders: # batches are `(TensorImage,)`: (bs, n_in, item_size, item_size) in [0,1]
     "`DataLoaders` of unlabelled images for pretraining; a warning names files that cannot be read"
@@ -352,13 +362,17 @@ def unlabelled_dls(
     item_size = ifnone(item_size, size*5//4)
     check_counts(bs=bs, item_size=item_size, n_in=n_in)
     if not 0<=valid_pct<1: raise ValueError(f"`valid_pct` must be in [0,1), got {valid_pct!r}")
+    if crop not in ('whole','middle'): raise ValueError(f"`crop` is 'whole' or 'middle', got {crop!r}")
     kwargs |= dict(in_memory=in_memory, cache_dir=cache_dir, device=device, num_workers=num_workers)
-    opener = _OpenImage(item_size, n_in, open_fn)
-    images,files = _read(find_images(path), opener, **kwargs)
+    whole,middle = [_OpenImage(item_size, n_in, open_fn, o) for o in (crop=='whole',False)]
+    images,files = _read(find_images(path), whole, **kwargs)
+    # batches of files have nowhere to note the aspect, and open the middle
+    aspects = tensor([_aspect(fn) for fn in files]) if whole.whole and images is not None else tensor(1.)
     with fixed_rng(seed): splits = [sorted(o) for o in RandomSplitter(valid_pct)(files)]
     if len(splits[0])<bs:
         raise ValueError(f"Only {len(splits[0])} of {len(files)} images to train on, bs={bs}: lower it, or add images")
-    dls = _loaders(files, images, [[opener]], splits, bs=bs, batch_tfms=batch_tfms, **kwargs)
+    dls = _loaders(files, images, [[middle]], splits, None, None if (aspects==1).all() else aspects, bs=bs,
+                   batch_tfms=batch_tfms, **kwargs)
     if not is_listy(path): dls.path = Path(path)
     dls.view_size = size # what `BYOLCallback` makes its views of, since images are kept larger
     return dls
@@ -459,7 +473,7 @@ def split_files(
     return _labelled_files(path, None, test_pct, seed, label_func)[:2]
 
 # %% ../nbs/04_data.ipynb #ecd4032e
-@delegates(unlabelled_dls, but=['item_size'])
+@delegates(unlabelled_dls, but=['item_size','crop'])
 def labelled_dls(
     path:str|Path|list, # folder of class folders, or of `train` and `val` with such folders; or files
     size:int=224, # side of the images, in pixels

@@ -80,10 +80,11 @@ def _colour_map(drawn):
 # %% ../nbs/02_views.ipynb #6f191d9b
 def _between(limits, uniform): return torch.lerp(*limits.unbind(-1), uniform)
 
-def _draw_crops(uniform, height, width, scale, ratio):
+def _draw_crops(uniform, height, width, scale, ratio, aspect):
     "Of ten sizes the first that fits, else as much as `ratio` allows; `uniform`: (views, n, 22)"
+    if aspect is not None: ratio = ratio/aspect[:,None] # of crops in an image that was squeezed
     area = height*width*_between(scale[:,None], uniform[...,:10])
-    shape = _between(ratio[:,None].log(), uniform[...,10:20]).exp()
+    shape = _between(ratio[:,:,None].log(), uniform[...,10:20]).exp()
     widths,heights = (area*shape).sqrt().round(),(area/shape).sqrt().round()
     fits = (widths>=1) & (widths<=width) & (heights>=1) & (heights<=height)
     first_fit,any_fits = fits.int().argmax(-1, keepdim=True),fits.any(-1)
@@ -94,7 +95,7 @@ def _draw_crops(uniform, height, width, scale, ratio):
     top = (uniform[...,21]*(height-crop_height+1)).floor()
     return dict(left=left, top=top, width=crop_width, height=crop_height)
 
-def _draw(views, n, height, width):
+def _draw(views, n, height, width, aspect=None):
     "What each of `views` draws for `n` images, by name, (views, n)"
     uniform = torch.rand(len(views), n, 33)
     p = torch.tensor([list(o.p.values()) for o in views])[:,None]
@@ -103,7 +104,7 @@ def _draw(views, n, height, width):
     strengths = _between(ranges[:,:,2:], uniform[...,27:32])
     names = [*views[0].p, *list(views[0].ranges)[2:]]
     drawn = dict(zip(names, [*applied.unbind(-1), *strengths.unbind(-1)]), hue_first=uniform[...,32]<.5)
-    return drawn | _draw_crops(uniform, height, width, *ranges[:,:,:2].unbind(2))
+    return drawn | _draw_crops(uniform, height, width, *ranges[:,:,:2].unbind(2), aspect)
 
 # %% ../nbs/02_views.ipynb #1f3e2488
 class FusedView(nn.Module):
@@ -133,9 +134,9 @@ class FusedView(nn.Module):
 
     def extra_repr(self): return f'size={self.size}, p={self.p}, ranges={self.ranges}'
 
-    def draw(self, n, height, width):
+    def draw(self, n, height, width, aspect=None):
         "All that is random in a view of `n` images of `height` × `width` pixels, by name, (n)"
-        return {name:o[0] for name,o in _draw([self], n, height, width).items()}
+        return {name:o[0] for name,o in _draw([self], n, height, width, aspect).items()}
 
 # %% ../nbs/02_views.ipynb #cae625a0
 def _to_device(drawn, device):
@@ -257,14 +258,19 @@ def show_view_grid(
     views:tuple, # pair of callables
     n:int=4, # how many images to show
     figsize:tuple=None, # size of the figure, in inches
+    aspect:Tensor=None, # as in `make_views`
 ): # the figure
     "A row per image: the image, its view 1, its view 2"
-    x = x[:n]
+    x,aspect = x[:n],None if aspect is None else aspect[:n]
+    square = torch.ones(len(x))
+    pixels = [square if aspect is None else 1/aspect, square, square] # their height over their width
     fig,axs = plt.subplots(len(x), 3, figsize=figsize or (4.5,1.5*len(x)), squeeze=False, layout='constrained')
-    for column,images,title in zip(axs.T, [x, *[view(x) for view in views]], ('image','view 1','view 2')):
+    columns = [x, *make_views(views, x, aspect=aspect)]
+    for column,images,title,shapes in zip(axs.T, columns, ('image','view 1','view 2'), pixels):
         column[0].set_title(title, fontsize=9)
-        for ax,image in zip(column, images.float().cpu().clamp(0,1)): # of many channels three
-            show_image(image[:3 if len(image)>=3 else 1], ax=ax, cmap='gray', vmin=0, vmax=1)
+        for ax,image,shape in zip(column, images.float().cpu().clamp(0,1), shapes.tolist()):
+            image = image[:3 if len(image)>=3 else 1] # of many channels three
+            show_image(image, ax=ax, cmap='gray', vmin=0, vmax=1, aspect=shape)
     return fig
 
 # %% ../nbs/02_views.ipynb #44c1145c
@@ -289,13 +295,16 @@ def make_views(
     views:tuple, # pair of callables
     x:Tensor, # images (bs, c, h, w) in [0,1], float32
     check:bool=False, # check what the views return
+    aspect:Tensor=None, # of images squeezed to squares: width over height of each before, (bs)
 )->tuple: # (v1, v2)
     "Both views of `x`, in float32 and without gradients; those of two `FusedView`s are drawn together"
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         if all(type(view) is FusedView for view in views):
-            params = _to_device(_draw(views, len(x), *x.shape[2:]), x.device)
+            params = _to_device(_draw(views, len(x), *x.shape[2:], aspect), x.device)
             made = tuple(view(x, o) for view,o in zip(views, params))
-        else: made = tuple(view(x) for view in views)
+        else:
+            if aspect is not None: x = middle_squares(x, aspect)
+            made = tuple(view(x) for view in views)
     if check:
         for i,view in enumerate(made, 1): _check_view(view, x, f'View {i}')
     return made

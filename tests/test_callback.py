@@ -743,3 +743,18 @@ def test_mistakes_are_named_before_any_step(exc, msg, kw):
 
 def test_a_view_too_small_is_named_at_once():
     with pytest.raises(ValueError, match='at least 8'): BYOLCallback(size=4)
+
+def test_default_views_see_all_of_wide_images_and_ones_own_the_middle(tmp_path):
+    x = np.zeros((20,60,3), np.uint8)
+    for i in range(3): x[:,20*i:20*i+20,i] = 255 # red, green, blue
+    for i in range(8): Image.fromarray(x).save(tmp_path/f'{i}.png')
+    dls = unlabelled_dls(tmp_path, 16, bs=8, valid_pct=0, device=cpu)
+    still = dict(scale=(1.,1.), ratio=(3.,3.), jitter_p=0., gray_p=0., blur_p=(0.,0.), solarize_p=(0.,0.))
+    for views,colours in ((byol_views(16, **still),[1/3]*3), ((same,mirror),[0.,1,0])):
+        learn = byol_learn(dls, views=views); seen = []
+        class Look(Callback):
+            order = BYOLCallback.order+1
+            def before_batch(self): seen.append([v*self.model.std+self.model.mean for v in self.xb])
+        learn.fit(1, cbs=Look()); v = torch.stack(seen[0])
+        assert (v.mean((0,1,3,4))-tensor(colours)).abs().max()<.1
+        learn.byol.show_views(2); plt.close('all')

@@ -300,7 +300,8 @@ def test_every_path_reads_skips_and_names_the_same_files(tmp_path, in_memory, wo
     told = str(w[0].message)
     assert len(w)==1 and all((nm in told)!=ok for nm,ok in odd.items())
     assert [f.name for f in files]==[nm for nm,ok in odd.items() if ok]
-    want = torch.stack([load_square(f, 3, x.shape[-1]) for f in files]).float()/255
+    whole = not labelled and in_memory is not False
+    want = torch.stack([load_square(f, 3, x.shape[-1], whole=whole) for f in files]).float()/255
     torch.testing.assert_close(x, want)
 
 def test_the_quick_check_of_files_that_are_not_kept_fails_where_reading_does(tmp_path):
@@ -347,9 +348,33 @@ def test_batches_are_those_of_the_seed_wherever_images_are(tmp_path):
     seen = []
     for in_memory in (True,'disk','disk','device',False): # the second time from the cache
         set_seed(0)
-        dls = make(tmp_path/'src', in_memory=in_memory, cache_dir=tmp_path/'cache', valid_pct=.3)
+        dls = make(tmp_path/'src', in_memory=in_memory, cache_dir=tmp_path/'cache', valid_pct=.3, crop='middle')
         seen.append(torch.cat([b[0] for dl in (dls.train,dls.valid,dls.train) for b in dl]))
     assert all(torch.equal(seen[0], o) for o in seen[1:]) and isinstance(dls.one_batch(), tuple)
+
+def test_views_see_all_of_an_image_or_its_middle(tmp_path):
+    x = np.zeros((20,60,3), np.uint8)
+    for i in range(3): x[:,20*i:20*i+20,i] = 255 # red, green, blue
+    for i in range(3): Image.fromarray(x if i else x.transpose(1,0,2)).save(tmp_path/f'{i}.png')
+    exif = Image.Exif(); exif[274] = 6 # lies on its side
+    picture(60, 20).save(tmp_path/'3.jpg', exif=exif)
+    for in_memory in (True,'disk','disk'):
+        dls = make(tmp_path, valid_pct=0, in_memory=in_memory, cache_dir=tmp_path/'c')
+        batch, = dls.train.new(shuffle=False).one_batch()
+        assert batch.aspect.tolist()==pytest.approx([1/3,3,3,3]) and batch.shape[2:]==(20,20)
+        assert batch[1].mean((1,2)).tolist()==pytest.approx([1/3]*3, abs=.02)
+        middle = to_unit(batch) # for all who take images as they are
+        assert (middle[:3].mean((2,3))-tensor([0.,1,0])).abs().max()<.1
+        assert torch.equal(to_unit(batch, whole=True), batch.as_subclass(Tensor))
+    for kw in (dict(crop='middle'), dict(in_memory=False)): # files are opened by workers, who cannot note the aspect
+        batch, = make(tmp_path, valid_pct=0, **kw).train.new(shuffle=False).one_batch()
+        assert not hasattr(batch, 'aspect')
+        torch.testing.assert_close(batch[:3].mean((2,3)).as_subclass(Tensor), tensor([0.,1,0]).expand(3,3))
+    with pytest.raises(ValueError, match="'whole' or 'middle'"): make(tmp_path, crop='centre')
+
+def test_squares_need_no_aspect(tmp_path):
+    for i in range(4): picture(20, 20, seed=i).save(tmp_path/f'{i}.png')
+    assert not hasattr(make(tmp_path, valid_pct=0).one_batch()[0], 'aspect')
 
 def test_the_split_is_that_of_the_seed(tmp_path):
     write(tmp_path)

@@ -84,6 +84,18 @@ def test_crops_are_distributed_as_torchvisions(h, w, fused):
     for name,theirs in zip(('top','left','height','width'), torch.tensor(crops).T):
         assert ks_2samp(ours[name], theirs).pvalue>1e-4, name
 
+@pytest.mark.parametrize('height,width', [(100,300), (300,100), (256,128)])
+def test_crops_of_a_squeezed_image_are_those_of_the_image_as_it_was(height, width):
+    from scipy.stats import ks_2samp
+    from torchvision.transforms import RandomResizedCrop
+    set_seed(0)
+    ours = FusedView(64).draw(3000, 1000, 1000, torch.full((3000,), width/height))
+    crops = [RandomResizedCrop.get_params(torch.empty(3,1000,1000*width//height), (.08,1.), (3/4,4/3)) for _ in range(2000)]
+    for name,theirs,side in zip(('top','left','height','width'), torch.tensor(crops).T, (1000,1000*width//height)*2):
+        assert ks_2samp(ours[name]/1000, theirs/side).pvalue>1e-4, name
+    reach = ours['left']+ours['width']
+    assert ours['left'].min()<20 and reach.max()>980 # all of it is seen
+
 def test_a_crop_of_an_image_that_none_fits_is_as_much_of_it_as_the_ratio_allows():
     d = FusedView(32, scale=(.9,1.)).draw(50, 300, 7)
     assert set(d['width'].tolist())=={7.} and set(d['height'].tolist())=={round(7*4/3)}
