@@ -135,6 +135,7 @@ def to_unit(
     elif norm is not None: x = (x*norm.std.to(x) + norm.mean.to(x)).clamp(0,1)
     return x if whole or aspect is None else middle_squares(x, aspect)
 
+# %% ../nbs/00_core.ipynb #5e460fb2
 def check_unit(
     x:Tensor # images (bs, c, h, w)
 ):

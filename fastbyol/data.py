@@ -108,10 +108,13 @@ def open_image(
         return im.convert({1:'L',3:'RGB',4:'RGBA'}[n_in])
 
 # %% ../nbs/04_data.ipynb #eb575c44
-def _aspect(fn):
-    "Width over height of an image, from its metadata"
-    with Image.open(fn) as im: width,height = im.size[::-1] if im.getexif().get(274, 1)>4 else im.size
-    return width/height
+def _aspects(files):
+    "Width over height of each image, from its metadata; None where all are squares"
+    def aspect(fn):
+        with Image.open(fn) as im: width,height = im.size[::-1] if im.getexif().get(274, 1)>4 else im.size
+        return width/height
+    aspects = tensor([aspect(fn) for fn in files])
+    return None if (aspects==1).all() else aspects
 
 class OpenFnError(TypeError): "`open_fn` did not return an image: a mistake in it, not in the file"
 
@@ -358,21 +361,19 @@ def unlabelled_dls(
 )->DataLoaders: # batches are `(TensorImage,)`: (bs, n_in, item_size, item_size) in [0,1]
     "`DataLoaders` of unlabelled images for pretraining; a warning names files that cannot be read"
     size,bs,n_in,item_size = (int(o) if isinstance(o, np.integer) else o for o in (size,bs,n_in,item_size))
-    check_view_size(size)
-    item_size = ifnone(item_size, size*5//4)
+    item_size = ifnone(item_size, check_view_size(size)*5//4)
     check_counts(bs=bs, item_size=item_size, n_in=n_in)
     if not 0<=valid_pct<1: raise ValueError(f"`valid_pct` must be in [0,1), got {valid_pct!r}")
     if crop not in ('whole','middle'): raise ValueError(f"`crop` is 'whole' or 'middle', got {crop!r}")
     kwargs |= dict(in_memory=in_memory, cache_dir=cache_dir, device=device, num_workers=num_workers)
     whole,middle = [_OpenImage(item_size, n_in, open_fn, o) for o in (crop=='whole',False)]
     images,files = _read(find_images(path), whole, **kwargs)
-    # batches of files have nowhere to note the aspect, and open the middle
-    aspects = tensor([_aspect(fn) for fn in files]) if whole.whole and images is not None else tensor(1.)
+    # batches of files have nowhere to note it, and open the middle
+    aspects = _aspects(files) if whole.whole and images is not None else None
     with fixed_rng(seed): splits = [sorted(o) for o in RandomSplitter(valid_pct)(files)]
     if len(splits[0])<bs:
         raise ValueError(f"Only {len(splits[0])} of {len(files)} images to train on, bs={bs}: lower it, or add images")
-    dls = _loaders(files, images, [[middle]], splits, None, None if (aspects==1).all() else aspects, bs=bs,
-                   batch_tfms=batch_tfms, **kwargs)
+    dls = _loaders(files, images, [[middle]], splits, None, aspects, bs=bs, batch_tfms=batch_tfms, **kwargs)
     if not is_listy(path): dls.path = Path(path)
     dls.view_size = size # what `BYOLCallback` makes its views of, since images are kept larger
     return dls
