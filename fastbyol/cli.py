@@ -70,7 +70,7 @@ def pretrain(
     effective_bs:int=None, # images per step, over several batches and all processes
     norm:str=None, # norm of the heads: batch, group or layer; batch when left out
     n_in:int=None, # channels of the images: 1, 3 or 4; 3 when left out
-    pretrained:bool=False, # start from published weights; compare with them: it can make them worse
+    pretrained:bool=False, # start from published weights; see with --watch-knn whether it helps
     small_stem:bool=False, # stem of resnets for images of about 32 pixels
     teacher:str=None, # timm name or body file of a frozen model to learn from, in the target's place
     precision:str=None, # fp32, channels_last, bf16, fp16, or auto, the default: what suits the device

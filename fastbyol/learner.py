@@ -68,7 +68,7 @@ _model_args = {*inspect.signature(BYOL).parameters} - {'arch','n_in','size','kwa
 def byol_learner(
     dls:DataLoaders, # images, with labels or without; labels are not used
     arch, # timm name, fastai or torchvision callable, or `nn.Module`
-    recipe:Recipe|str|bool=None, # a `recipe`, a preset's name, or True: one for this data; other arguments win
+    recipe:Recipe|str|bool=None, # a `recipe`, a preset's name, or True: one for this data; None: where `pretrained`
     views:tuple=None, # pair of callables (bs,c,h,w) in [0,1] -> the same; None: `byol_views(size)`
     size:int=None, # side of the default views, in pixels; None: by `view_size`
     tau:float=None, # weight kept on the target at first, in [0,1]; None: the recipe's, else .996
@@ -84,9 +84,9 @@ def byol_learner(
 )->Learner: # pretrain it with `fit_byol` or any other fit, then `to_vision_learner`
     "A `Learner` that pretrains the body of `arch` on the images of `dls` with BYOL"
     x,cbs,r = first_image(dls),L(cbs),None
-    if recipe:
+    if ifnone(recipe, kwargs.get('pretrained')): # what the user gives besides wins
         given = dict(kwargs, views=views, size=size, tau=tau, tau_end=tau_end)
-        r = _recipe_for(_as_recipe(recipe, dls), dls, arch, x, given, cbs)
+        r = _recipe_for(_as_recipe(recipe or True, dls), dls, arch, x, given, cbs)
         tau,tau_end,size = r.tau,r.tau_end,r.size
         numbers = {k:r[k] for k in ('lr','wd','norm','small_stem','pretrained')}
         if 'opt_func' not in kwargs: numbers['opt_func'] = r.opt_func

@@ -43,7 +43,6 @@ _adam = (_by('yours', opt='adam') | _by("torch's default", mom=.9) | _by("fastai
 _nette,_solo = "DeepMind's Imagenette setup","solo-learn's CIFAR-10 recipe"
 _imagenette = _by(_nette, base_lr=2., wd=1e-6, tau=.996)
 _small_data = _by(_solo, base_lr=1., wd=1e-5, tau=.99, eta=.02, trust_clip=True)
-_warm = 'ours: tried on aerial scenes'
 
 presets = dict( # name -> number -> (value, source)
     imagenet    = {}, # the defaults
@@ -51,7 +50,7 @@ presets = dict( # name -> number -> (value, source)
     small_data  = _small_data,
     cifar       = _small_data | _by(_solo, small_stem=True, blur=False),
     small_batch = _imagenette | _by(_nette, effective_bs=256),
-    warm_start  = _adam | _by(_warm, opt='adam', tau=.99) | _by('the preset', pretrained=True),
+    warm_start  = _adam | _by('ours: tried on aerial scenes', opt='adam', tau=.99, body_lr_mult=.2, pretrained=True),
     vit         = _adam | _by("MoCo v3's ViT recipe", opt='adam', base_lr=1.5e-4, wd=.1, tau=.99, warmup=40.))
 
 def _choose_preset(args, n_steps):
@@ -93,7 +92,7 @@ def _add_rates(numbers, args):
     # the target averages over 1/(1-tau) steps: in DeepMind's runs never over more than 1/148 of them;
     # published weights are a good target from the start
     steps,tau = numbers['steps'][0],numbers['tau'][0]
-    if args['tau'] is not None or numbers['pretrained'][0] or not steps or tau<=1-100/steps: return
+    if args['tau'] is not None or numbers['preset'][0]=='warm_start' or not steps or tau<=1-100/steps: return
     source = f"ours: averages over 1/100 of {steps:,} steps, not over {1/(1-tau):.0f}"
     numbers['tau'] = max(.5, 1-100/steps),source
 
@@ -112,7 +111,6 @@ def _numbers(args, told):
     if args['opt']=='adam' and 'opt' not in preset: preset = preset | _adam
     if args['opt']=='lars' and 'opt' in preset and args['lr'] is None and args['base_lr'] is None:
         raise ValueError(f"The preset {name!r} is made for 'adam', not one for 'lars': give `base_lr`")
-    if (preset | yours).get('pretrained', (False,))[0]: preset = _by(_warm, body_lr_mult=.2) | preset
     numbers = _defaults | _by('as many as run', processes=processes) | _deepmind(epochs) | preset | yours
     one = at_once,'one batch of each process'
     if args['effective_bs'] is None: numbers['effective_bs'] = max(numbers['effective_bs'] or one, one)

@@ -1,5 +1,6 @@
 "`byol_learner` and `fit_byol`: what they build and run from the data, the arguments and a recipe"
 from conftest import *
+from fastbyol.body import BodySpec
 from fastai.callback.all import *
 from fastbyol.optim import Lars
 from fastbyol.learner import ViewSizes
@@ -112,6 +113,13 @@ def test_batches_of_a_batch_sampler_accumulate():
 
 def test_another_optimiser_at_the_recipes_rate_is_warned_of():
     with pytest.warns(UserWarning, match='pass `lr`'): recipe_learner(recipe(4, 8), opt_func=SGD)
+
+def test_published_weights_take_their_recipe_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr(BodySpec, 'build', lambda self, pretrained, build=BodySpec.build: build(self)) # no download
+    def make(**kw): return recipe_learner(None, body='test_resnet', pretrained=True, **kw)
+    learn = make(); assert learn.recipe.preset=='warm_start' and learn.model.freeze_bn and learn.byol.tau==.99
+    learn = make(lr=.1, tau=.5); assert (learn.lr,learn.byol.tau)==(.1,.5) and learn.recipe.body_lr_mult==.2
+    assert not hasattr(hush(byol_learner(image_dls(noise(32,48)), 'test_resnet', recipe=False, pretrained=True, **quick)), 'recipe')
 
 def test_a_recipe_for_the_data_at_hand():
     learn = recipe_learner(True, 20); r = learn.recipe
