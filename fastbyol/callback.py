@@ -64,7 +64,7 @@ class _MakesViews(Callback):
             if isinstance(view, nn.Module): view.to(x.device)
         return self.views
     def _images(self, xb, dl):
-        if len(xb)!=1: raise ValueError(f"Batches are `(images,)`, with labels or without, got {len(xb)}: set `n_inp=1`")
+        if len(xb)!=1: raise ValueError(f"Batches need one input, got {len(xb)}: give `(images,)`, set `n_inp=1`")
         return to_unit(xb[0], find_normalize(dl))
     def _check_n_in(self, n):
         n_in = online_model(self.model).spec.n_in

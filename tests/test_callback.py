@@ -718,7 +718,7 @@ def bare_tensors():
 
 @pytest.mark.parametrize('exc,msg,kw', [
     (ValueError, 'got 2.*n_inp=1', lambda: dict(dls=two_inputs())),
-    (ValueError, r'Batches are `\(images,\)`', lambda: dict(dls=bare_tensors())),
+    (ValueError, r'give `\(images,\)`', lambda: dict(dls=bare_tensors())),
     (ValueError, 'drop_last=True', lambda: dict(dls=image_dls(noise(12), bs=1))),
     (ValueError, 'a batch of 1.*drop_last=True', lambda: dict(dls=image_dls(noise(17), drop_last=False))),
     (ValueError, 'pass more images', lambda: dict(dls=image_dls(noise(9), bs=2))),
