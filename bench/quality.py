@@ -11,7 +11,6 @@ a schedule needs them, follow from a few steps timed beforehand. Seeds run one a
 """
 import logging, statistics, sys, time, warnings
 from ast import literal_eval
-from functools import partial
 from json import loads
 from pathlib import Path
 
@@ -22,12 +21,13 @@ from fastcore.script import call_parse
 from fastbyol.all import byol_views, find_images, knn_predict, labelled_dls, pool_features
 from fastbyol.core import eval_mode
 from bench.contestants import Stop, registry
+from bench.kornia_views import kornia_view
 from bench.timing import setting, table, write
 
 settings = { # how `train` is called; 'fastbyol, lr=1e-3, tau=.95' is known, too: arguments of `recipe`
     'random weights': {},
     'fastbyol': {},
-    'fastbyol, views of kornia': dict(views=partial(byol_views, fused=False)),
+    'fastbyol, views of kornia': dict(views=lambda size: tuple(map(kornia_view, byol_views(size)))),
     'lightly': {},
     'byol-pytorch': {},
 }

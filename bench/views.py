@@ -3,8 +3,8 @@
     python -m bench views                      # batches of 128 images at 96 pixels, and at 32
     python -m bench views --check --json views.json --chart views.png
 
-`fastbyol` and `kornia` are `byol_views` with `fused=True` and `fused=False`: a batch of images a quarter larger than the views, each image
-with its own draw. lightly's transform takes one PIL image, torchvision's v2 one tensor: both run in a data loader with no workers and with
+`fastbyol` is `byol_views`, and `kornia` the same by kornia's operations: a batch of images a quarter larger than the views, each image with its
+own draw. lightly's transform takes one PIL image, torchvision's v2 one tensor: both run in a data loader with no workers and with
 as many as there are cores, and the quicker counts. Images are in memory, decoded. All run in turns in one process.
 """
 import logging, os, sys, warnings
@@ -18,6 +18,7 @@ from torchvision.transforms.functional import to_pil_image
 from fastbyol.all import blur_kernel, byol_views
 from fastbyol.views import make_views
 from bench.contestants import Lightly
+from bench.kornia_views import kornia_view
 from bench.timing import in_turns, seconds, setting, spread, table, verdict, write
 
 def torchvision_views(size):
@@ -37,8 +38,8 @@ class Images(Dataset):
 def contestants(x, size, bs, workers):
     "Name -> function that makes two views of all of `x`"
     todo = {}
-    for nm, fused in (('fastbyol', True), ('kornia', False)):
-        views = byol_views(size, fused=fused)
+    ours = byol_views(size)
+    for nm, views in (('fastbyol', ours), ('kornia', tuple(map(kornia_view, ours)))):
         def run(views=views):
             for b in x.split(bs): make_views(views, b.float()/255)
         todo[nm] = run

@@ -2,7 +2,7 @@
 
     python examples/ablations.py                                # downloads Imagenette (160 px) through fastai
     python examples/ablations.py --path FOLDER                  # a folder with train/ and val/, each with a folder per class
-    python examples/ablations.py --only eman,concat --seeds 5   # some of the variants
+    python examples/ablations.py --only ema,group --seeds 5    # some of the variants
     python examples/ablations.py --table-only                    # only print what is in the output file
 
 Each run pretrains without labels and is judged on the validation photos by kNN and by a linear classifier on the frozen body, both with the
@@ -13,21 +13,21 @@ The defaults are for a CPU: some minutes per run on one thread. On a GPU, a size
 
     python examples/ablations.py --arch resnet18 --size 128 --bs 256 --epochs 100 --hidden-size 4096 --lr 1e-3
 """
-import csv, platform, time, warnings
+import csv, platform, sys, time, warnings
 from datetime import date
 from fastcore.script import call_parse
 from fastai.vision.all import *
 from sklearn.linear_model import RidgeClassifierCV
 from fastbyol.all import *
 from fastbyol.demo import small_resnet
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from bench.kornia_views import kornia_view
 
 variants = { # name -> (what the table calls it, arguments of `byol_learner`)
     'untrained': ('random weights, not trained', {}),
     'default':   ("default, with kornia's views", {}),
     'fused':     ('fused views', dict(fused=True)),
     'ema':       ("target's batch norm 'ema'", dict(target_bn='ema')),
-    'eman':      ("target's batch norm 'eman'", dict(target_bn='eman')),
-    'concat':    ('one pass for both views', dict(concat=True)),
     'group':     ('heads with group norm, standardised weights', dict(norm='group')),
     'layer':     ('heads with layer norm', dict(norm='layer')),
     'none':      ('heads without norm', dict(norm=None)),
@@ -36,7 +36,6 @@ variants = { # name -> (what the table calls it, arguments of `byol_learner`)
     'constant':  ('tau constant at .996', dict(tau=.996, tau_end=.996)),
     'simsiam':   ('no target network (SimSiam)', dict(momentum=False)),
     'symmetric': ('symmetric views', dict(symmetric=True)),
-    'random':    ('target begins with its own weights', dict(target_init='random')),
     'lars':      ("LARS, recipe 'imagenette'", dict(recipe='imagenette')), # these two with the recipe's schedules, not Adam and one cycle
     'lars_few':  ("LARS, recipe 'small_data'", dict(recipe='small_data')),
 }
@@ -46,7 +45,11 @@ def pretrain(kw, dls, arch, size, epochs, lr, hidden_size, seed):
     set_seed(seed)
     dls.train.rng = random.Random(seed) # fastai shuffles with random numbers of the loader's own
     kw = dict(kw)
-    views = byol_views(size, **{o:kw.pop(o, False) for o in ('symmetric','fused')})
+    views = byol_views(size)
+    if kw.pop('symmetric', False): # one pipeline for both, whose probabilities are the means of the two
+        blur_p,solarize_p = (sum(view.p[o] for view in views)/2 for o in ('blur','solarize'))
+        views = (FusedView(size, blur_p=blur_p, solarize_p=solarize_p),)*2
+    if not kw.pop('fused', False): views = tuple(map(kornia_view, views))
     body = small_resnet(3, (16,32,64,128)) if arch=='small' else arch
     learn = byol_learner(dls, body, views=views, hidden_size=hidden_size, precision='bf16', **kw)
     if epochs:

@@ -3,7 +3,7 @@ from importlib import import_module as _import_module
 
 from . import core as _core  # first: it silences a warning of torch about fastai and kornia
 from .body import pool_features, reset_weights, small_stem_
-from .views import Clip, FusedView, blur_kernel, byol_views
+from .views import FusedView, blur_kernel, byol_views
 from .model import BYOL, BYOLLoss, byol_loss, mlp_head
 from .data import few_labels, find_images, labelled_dls, open_image, split_files, unlabelled_dls
 from .callback import BYOLCallback, target_decay

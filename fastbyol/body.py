@@ -9,7 +9,6 @@ __all__ = ['pool_features', 'layer_outputs', 'LayerBody', 'small_stem_', 'BodySp
 
 # %% ../nbs/01_body.ipynb #45fe1e13
 import difflib,timm,torchvision
-from contextlib import contextmanager
 from contextvars import ContextVar
 from fastai.vision.all import *
 from fastai.vision.learner import create_vision_model, create_timm_model, TimmBody
@@ -139,15 +138,6 @@ def _probe(self:BodySpec, body, cfg):
     raise ValueError(problem) from error
 
 @patch
-def _is_nhwc(self:BodySpec, body, y):
-    "Is the feature map `y` (bs, h, w, n)? A larger image has a larger h, and the same n"
-    try: z = _run(body, self.n_in, 2*self.side)
-    except Exception: z = y # it takes one size only
-    _,h,w,n = (a!=b for a,b in zip(y.shape, z.shape))
-    if h or w or n: return h and not n
-    return y.shape[1]==y.shape[2]!=y.shape[3] # the image is square
-
-@patch
 def _build_callable(self:BodySpec, pretrained):
     def cut(net):
         "As fastai cuts, which is right where the children of `net` run one after the other"
@@ -180,7 +170,7 @@ def build(self:BodySpec,
     self.stats = tuple(tuple(map(float, o)) for o in stats)
     y = self._probe(body, cfg)
     if cfg: self.nhwc = getattr(body.model, 'output_fmt', '')=='NHWC'
-    else: self.nhwc = getattr(y, 'ndim', 0)==4 and self._is_nhwc(body, y)
+    else: self.nhwc = getattr(y, 'ndim', 0)==4 and y.shape[1]==y.shape[2]!=y.shape[3] # the images are square
     self.n_features,self.fmt = pool_features(y, self.nhwc).shape[1],{2:'flat',3:'tokens',4:'map'}[y.ndim]
     return body
 

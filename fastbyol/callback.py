@@ -9,6 +9,7 @@ __all__ = ['target_decay', 'run_step', 'view_size', 'BYOLCallback']
 
 # %% ../nbs/05_callback.ipynb #2f951ddf
 import torch.distributed as dist
+from functools import lru_cache
 from fastai.vision.all import *
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
@@ -47,23 +48,23 @@ def view_size(
     "The first that is known: `size`, the size that `dls` was built for, the shorter side of the images"
     return size or getattr(dls, 'view_size', None) or min(x.shape[-2:])
 
+@lru_cache
+def _default_views(size, n_in, blur): return byol_views(size, n_in=n_in, blur_p=None if blur else (0.,0.))
+
 # %% ../nbs/05_callback.ipynb #f0201907
 class _MakesViews(Callback):
     "The part of `BYOLCallback` that turns a batch into views"
-    _made,_made_for,_checked = None,None,False
+    _default_size,_checked = None,False
     def views_for(self, x):
         "The pair asked for, or the default one for images such as `x`, which may grow from fit to fit"
-        size,n_in = made_for = view_size(self.size, self.dls, x),x.shape[1]
-        if self.views is None and self._made_for!=made_for:
-            self._made = byol_views(size, n_in=n_in, blur_p=None if self.blur else (0.,0.))
-            self._made_for = made_for
-        views = ifnone(self.views, self._made)
-        for view in views:
+        if self.views is None:
+            self._default_size = view_size(self.size, self.dls, x)
+            return _default_views(self._default_size, x.shape[1], self.blur)
+        for view in self.views:
             if isinstance(view, nn.Module): view.to(x.device)
-        return views
+        return self.views
     def _images(self, xb, dl):
-        if isinstance(xb, Tensor): raise TypeError("Batches must be tuples such as `(images,)`")
-        if len(xb)!=1: raise ValueError(f"Batches need one input, got {len(xb)}: set `n_inp=1`")
+        if len(xb)!=1: raise ValueError(f"Batches need one input, got {len(xb)}: give `(images,)`, set `n_inp=1`")
         return to_unit(xb[0], find_normalize(dl), whole=True)
     def _check_n_in(self, n):
         n_in = online_model(self.model).spec.n_in
@@ -77,6 +78,17 @@ class _MakesViews(Callback):
             if height==width: model.spec.check_size(model.body, width)
         torch.clear_autocast_cache() # of casts of the weights that were made without gradient
         model.view_size,self._checked = views[0].shape[-1],True
+    def show_views(self, n=4):
+        "Picture: an image, its view 1, its view 2, for `n` training images"
+        dl = self.dls.train
+        if hasattr(dl, 'new'): dl = dl.new(shuffle=False, drop_last=False, bs=n, num_workers=0)
+        batch = first(dl)[:1]
+        x,aspect = self._images(batch, self.dls.train)[:n],getattr(batch[0], 'aspect', None)
+        with fixed_rng(self.valid_seed): return show_view_grid(x, self.views_for(x), aspect)
+    def __getstate__(self):
+        "Without a batch, but with the size of the default views, which empty data does not tell"
+        kept = {k:v for k,v in vars(self).items() if k not in ('_finite','_bars')}
+        return kept | dict(labels=(), size=self.size or self._default_size)
 
 # %% ../nbs/05_callback.ipynb #110e6284
 class _Finite:
@@ -110,12 +122,6 @@ class _SmoothLoss(AvgSmoothLoss):
         self.count += 1
         loss = to_detach(learn.loss.mean(), cpu=False) # of all processes
         self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
-
-def _losses_to_cpu(recorder):
-    "Those of this epoch, in one copy"
-    recent = recorder.losses[-recorder.n_iter:]
-    if recent: recent = torch.stack([o.to(recent[-1].device) for o in recent]).cpu().unbind()
-    recorder.losses[-recorder.n_iter:] = recent
 
 def _advance(bar): bar.pbar.update(bar.iter+1)
 
@@ -156,13 +162,17 @@ class _StopsAtNaN(Callback):
         if hasattr(self.learn, 'lr_finder'): raise CancelFitException() # this ends the search
         where = f"epoch {self.epoch}, batch {batch}, weights are from before it"
         raise FloatingPointError(f"Loss or gradient not finite at {where}: lower the learning rate, or use `to_bf16`")
+    def after_fit(self):
+        for bar in self._bars: vars(bar).pop('after_batch', None)
+        self.labels,self._finite,self._bars = (),None,()
 
 # %% ../nbs/05_callback.ipynb #c2ab9841
 class BYOLCallback(_MakesViews, _StopsAtNaN):
     "Pretrain a `BYOL`: two views of each batch, the target's projections as `yb`, a target update per step"
     # within autocast (MixedPrecision, 10), and after gradients have been unscaled (10) and clipped (11)
     order,run_valid = MixedPrecision.order+2,True
-    _cancelled = False
+    _cancelled = False # was the optimiser's step?
+    def after_cancel_step(self): self._cancelled = True
     def __init__(self,
         views:tuple=None, # pair of callables (bs,c,h,w) in [0,1] -> the same; None: `byol_views(size)`
         size:int=None, # side of the default views, in pixels; None: by `view_size`
@@ -175,7 +185,6 @@ class BYOLCallback(_MakesViews, _StopsAtNaN):
         check_tau(tau); check_tau(tau_end, 'tau_end')
         if views is not None: views = view_pair(views)
         if size is not None: check_view_size(size)
-        check_counts(check_every=ifnone(check_every, 1))
         store_attr()
         self.labels,self.taus = (),[]
 
@@ -186,9 +195,6 @@ class BYOLCallback(_MakesViews, _StopsAtNaN):
         of_data = getattr(self.dls.train_ds, 'loss_func', None)
         if self.loss_func is of_data: self.learn.loss_func = BYOLLoss()
         _check_cbs(self.learn)
-        target = {*model.target.parameters()} if model.momentum else set()
-        if self.opt is not None and target & {*self.opt.all_params().itemgot(0)}:
-            raise ValueError("The optimiser holds the target: use `splitter=trainable_params`")
         norm = find_normalize(self.dls)
         if norm is not None and norm.mean is not None:
             self._check_n_in(len(normalize_stats(norm)[0]))
@@ -203,113 +209,64 @@ class BYOLCallback(_MakesViews, _StopsAtNaN):
 def _check_cbs(learn):
     "Name callbacks that cannot work in pretraining, before any work is done"
     has_valid = len(learn.dls.loaders)>1 and len(learn.dls.valid)
-    no_value = [] if has_valid else ['valid_loss', *[o.name for o in learn.metrics if isinstance(o, AvgMetric)]]
-    columns = [*learn.metrics.attrgot('name'), *[o for cb in learn.cbs for o in L(getattr(type(cb), 'columns', ()))]]
-    columns = [*dict.fromkeys(['train_loss','valid_loss',*columns])] # monitors add theirs later
-    known = {*columns, *[f'{o}_{name}' for o in ('train','valid') for name in columns]} # a `Recorder` may do so
+    of_valid = 'valid_loss',*[o.name for o in learn.metrics if isinstance(o, AvgMetric)]
     for cb in learn.cbs:
         name,value = type(cb).__name__,vars(cb).get
         logs = name in ('TensorBoardCallback','TensorBoardProjectorCallback') # without importing tensorboard
-        if isinstance(cb, MixHandler):
-            raise TypeError(f"`{name}` mixes labels: mix in `views`")
+        tracks = isinstance(cb, TrackerCallback) and cb.monitor in of_valid and not value('every_epoch')
+        if isinstance(cb, MixHandler): raise TypeError(f"`{name}` mixes labels: mix in `views`")
         if logs and (value('trace_model') or value('log_preds') or value('projector', True)):
             raise TypeError(f"`{name}` shows no pairs of views: `trace_model=False, log_preds=False`")
-        tracks = isinstance(cb, TrackerCallback) and cb.monitor in no_value and not value('every_epoch')
-        if tracks or (logs and no_value):
+        if (logs or tracks) and not has_valid:
             other = ", or `monitor='train_loss'`" if tracks else ''
             raise ValueError(f"`{name}` needs validation images: set `valid_pct` above 0{other}")
-        if isinstance(cb, TrackerCallback) and cb.monitor not in known:
-            raise ValueError(f"`{name}` finds no column {cb.monitor!r}: choose from {', '.join(map(str, columns))}")
 
-@patch
-def decodes(self:BYOLLoss, pred):
-    raise TypeError("There are no labels to show: use `learn.byol.show_views()`")
-
-# %% ../nbs/05_callback.ipynb #a09082c5
 @patch
 def before_train(self:BYOLCallback):
-    if self._new_run:
-        self._check_bs(self.dls.train)
-        self.taus,self._new_run = [],False
     self._begin_checks()
-
-@patch
-def _check_bs(self:BYOLCallback, dl):
-    bs,n = dl_bs(dl),dl_n(dl)
+    if not self._new_run: return
+    self.taus,self._new_run = [],False
+    dl,bs,n = self.dls.train,dl_bs(self.dls.train),dl_n(self.dls.train)
     if n is None: return # an iterable dataset
-    more = n<2 and "pass more images"
-    if not len(dl): raise ValueError(f"{n} images for bs={bs}: {more or 'use a smaller `bs`'}")
+    if not len(dl): raise ValueError(f"{n} images for bs={bs}: pass more images, or a smaller `bs`")
     single = bs==1 or (bs and n%bs==1 and not inner_dl(dl).drop_last)
     if single and batch_norms(online_model(self.model)):
-        raise ValueError(f"Batch norm needs 2 images, got a last batch of 1: {more or 'set `drop_last=True`'}")
+        raise ValueError("Batch norm needs 2 images, got a batch of 1: set `drop_last=True` or pass more images")
 
+# %% ../nbs/05_callback.ipynb #a09082c5
 @patch
 def after_train(self:BYOLCallback):
     if self._finite: self._stop(int(self._finite.bad)) # between epochs one may wait
     self._finite = None
-    self.learn.cbs.filter(risinstance(Recorder)).map(_losses_to_cpu)
+    for recorder in self.learn.cbs.filter(risinstance(Recorder)):
+        recorder.losses[-self.n_iter:] = [o.cpu() for o in recorder.losses[-self.n_iter:]]
 
-@patch
-def after_fit(self:BYOLCallback):
-    for bar in self._bars: vars(bar).pop('after_batch', None)
-    self.labels,self._finite,self._bars = (),None,()
-
-# %% ../nbs/05_callback.ipynb #aa08fd7c
 @patch
 def before_batch(self:BYOLCallback):
-    try: self._swap()
+    # a list of batches, as `summary` makes it, has been through the training loader
+    dl = self.dl if hasattr(inner_dl(self.dl), 'after_batch') else self.dls.train
+    try:
+        model,x = online_model(self.model),self._images(self.xb, dl)
+        aspect = getattr(self.xb[0], 'aspect', None)
+        if not self._checked: self._check_images(x)
+        self._cancelled,self.labels = False,self.yb
+        if self.training:
+            if self._finite is None: self._begin_checks() # outside of `fit`
+            self._finite.remember()
+            views = make_views(self.views_for(x), x, aspect=aspect)
+        else: # each of several processes has its batches
+            seed = self.valid_seed + self.iter*max(num_distrib(), 1) + rank_distrib()
+            with fixed_rng(seed): views = make_views(self.views_for(x), x, aspect=aspect)
+        views = tuple(map(model.normalize, views))
+        self.learn.xb,self.learn.yb = views,(model.targets(*views),)
     except BaseException: # an interrupt, too: fastai would leave autocast on for the rest of the session
         for cb in self.learn.cbs:
             if isinstance(cb, MixedPrecision): cb.autocast.__exit__(None, None, None)
         raise
 
 @patch
-def _swap(self:BYOLCallback):
-    # a list of batches, as `summary` makes it, has been through the training loader
-    dl = self.dl if hasattr(inner_dl(self.dl), 'after_batch') else self.dls.train
-    model,x = online_model(self.model),self._images(self.xb, dl)
-    aspect = getattr(self.xb[0], 'aspect', None)
-    if not self._checked: self._check_images(x)
-    self._cancelled,self.labels = False,self.yb
-    if self.training:
-        if self._finite is None: self._begin_checks() # outside of `fit`
-        self._finite.remember()
-        views = make_views(self.views_for(x), x, aspect=aspect)
-    else: # each of several processes has its batches
-        seed = self.valid_seed + self.iter*max(num_distrib(), 1) + rank_distrib()
-        with fixed_rng(seed): views = make_views(self.views_for(x), x, aspect=aspect)
-    views = tuple(map(model.normalize, views))
-    self.learn.xb,self.learn.yb = views,(model.targets(*views),)
-
-@patch
-def after_cancel_step(self:BYOLCallback): self._cancelled = True
-
-@patch
 def after_step(self:BYOLCallback):
     # also after a cancelled step (float16 overflow), but not while gradients accumulate
     if self._cancelled: return
-    model = online_model(self.model)
     self.taus.append(target_decay(*run_step(self.learn), self.tau, self.tau_end))
-    model.update_target(self.taus[-1])
-    if not model.momentum or model.target_bn=='own' or num_distrib()<2: return
-    for average in [o for o in model.target.buffers() if o.is_floating_point()]:
-        dist.all_reduce(average)
-        average /= num_distrib()
-
-# %% ../nbs/05_callback.ipynb #1b0d99ed
-@patch
-def show_views(self:BYOLCallback, n=4):
-    "Picture: an image, its view 1, its view 2, for `n` training images"
-    dl = self.dls.train
-    if hasattr(dl, 'new'): dl = dl.new(shuffle=False, drop_last=False, bs=n, num_workers=0)
-    batch = first(dl)
-    x = self._images(batch[:1] if not isinstance(batch, Tensor) else batch, self.dls.train)
-    aspect = getattr(batch[0], 'aspect', None)
-    with fixed_rng(self.valid_seed): return show_view_grid(x, self.views_for(x), n, aspect=aspect)
-
-@patch
-def __getstate__(self:BYOLCallback):
-    "Without a batch, but with the size of the default views, which empty data does not tell"
-    size = self.size or (self._made_for and self._made_for[0])
-    dropped = '_made','_made_for','_finite','_bars'
-    return {k:v for k,v in vars(self).items() if k not in dropped} | dict(labels=(), size=size)
+    online_model(self.model).update_target(self.taus[-1])

@@ -46,7 +46,7 @@ def _demo_data(path, size, n_in, bs, seed):
 def digit_view()->nn.Module: # images in [0,1] -> the same
     "Rotation, shift, scale, shear and contrast, drawn per image"
     affine = K.RandomAffine(20, translate=(.1,.1), scale=(.8,1.2), shear=15, p=1.)
-    return nn.Sequential(affine, K.RandomContrast((.6,1.4), p=.8), Clip())
+    return nn.Sequential(affine, K.RandomContrast((.6,1.4), p=.8), nn.Hardtanh(0,1))
 
 # %% ../nbs/18_demo.ipynb #2d088897
 class ResidualBlock(nn.Module):

@@ -26,7 +26,6 @@ class FullBatchesDL(DistributedDL):
 
     def create_batches(self, samps):
         dl = self.dl
-        if dl.prebatched: return (yield from dl.create_batches(samps))
         if dl.dataset is not None: dl.it = iter(dl.dataset)
         for ids in chunked(samps, dl.bs):
             items = [o for o in map(dl.do_item, ids) if o is not None]
@@ -38,7 +37,7 @@ class ShardedDL(FullBatchesDL):
     "For training: this process's part of every batch"
     def _slices(self, n):
         "Which of `n` items this process gets, batch by batch"
-        bs,n_processes = self.bs or 1,self.world_size
+        bs,n_processes = self.bs,self.world_size
         for start in range(0, n, bs*n_processes):
             share = min(bs, (n-start)//n_processes) # fewer in what is left at the end
             first_mine = start + self.rank*share
@@ -72,8 +71,7 @@ class DistributedBYOL(Callback):
         if trainer.sync_bn and device.type!='cpu': self.learn.model = convert_sync_batchnorm(self.model)
         trainer.sync_bn = False # torch's own would lose activations of timm's layers
         # finds weights without a gradient once; `find_unused_parameters` would look at every step
-        handler = accelerator.ddp_handler
-        accelerator.ddp_handler = handler or DistributedDataParallelKwargs(static_graph=True)
+        accelerator.ddp_handler = accelerator.ddp_handler or DistributedDataParallelKwargs(static_graph=True)
         self.dls.to(device) # they were made before it was known which one is ours
         self._loaders = list(self.dls.loaders)
         self.learn.dls.loaders = [self._share(dl, dl is self.dls.train) for dl in self._loaders]

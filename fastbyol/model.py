@@ -8,9 +8,6 @@ Docs: https://fastbyol.github.io/fastbyol/model.html.md"""
 __all__ = ['WSLinear', 'mlp_head', 'byol_loss', 'BYOLLoss', 'Encoder', 'check_tau', 'batch_norms', 'BYOL']
 
 # %% ../nbs/03_model.ipynb #6c3327d1
-import math
-from contextlib import contextmanager
-from copy import deepcopy
 from fastai.vision.all import *
 from .core import *
 from .body import *
@@ -62,12 +59,11 @@ class BYOLLoss(Module):
     def __init__(self,
         reduction:str='mean' # 'mean', 'sum' or 'none'
     ):
-        if reduction not in ('mean','sum','none'):
-            raise ValueError(f"`reduction` must be 'mean', 'sum' or 'none', got {reduction!r}")
         self.reduction = reduction
     def forward(self, pred, targ):
         loss = _loss_per_item(pred, targ)
         return loss if self.reduction=='none' else getattr(loss, self.reduction)()
+    def decodes(self, pred): raise TypeError("There are no labels to show: use `learn.byol.show_views()`")
 
 # %% ../nbs/03_model.ipynb #c5551119
 class Encoder(nn.Module):
@@ -101,9 +97,7 @@ class Encoder(nn.Module):
         stats:tuple # (means, standard deviations), a number per channel each
     ):
         "Normalise images with `stats` from now on"
-        for buffer,new in zip((self.mean,self.std), map(torch.as_tensor, stats)):
-            if new.numel()!=buffer.numel(): raise ValueError(f"`stats` has {new.numel()}: give one per channel")
-            buffer.copy_(new.view_as(buffer))
+        for buffer,new in zip((self.mean,self.std), stats): buffer.copy_(torch.as_tensor(new).view_as(buffer))
 
 # %% ../nbs/03_model.ipynb #cdcb93b8
 def check_tau(
@@ -119,14 +113,6 @@ def batch_norms(
 )->list: # its batch norms, synchronised ones too
     "Batch norm layers of `m`"
     return [o for o in m.modules() if isinstance(o, nn.modules.batchnorm._BatchNorm)]
-
-def _check_target(target_bn, target_init, has_target, pretrained):
-    choices,problem = dict(target_bn=('own','ema','eman'), target_init=('copy','random')),None
-    for (name,known),value in zip(choices.items(), (target_bn,target_init)):
-        if value not in known: problem = f"`{name}` must be one of {known}, got {value!r}"
-        elif value!=known[0] and not has_target: problem = f"`{name}` needs a target network, and there is none"
-    if target_init=='random' and pretrained: problem = "`target_init='random'` forgets `pretrained`: choose one"
-    if problem: raise ValueError(problem)
 
 # %% ../nbs/03_model.ipynb #cb225258
 class BYOL(Encoder):
@@ -144,9 +130,7 @@ class BYOL(Encoder):
         small_stem:bool=False, # resnets: 3×3 stem without max-pool, for images of about 32 pixels
         momentum:bool=True, # False: no target network, as SimSiam (arXiv:2011.10566)
         teacher=None, # frozen model in the target's place: `nn.Module`, or what `as_encoder` takes
-        target_bn:str='own', # batch norm of the target: 'own', 'ema' or 'eman', see below
-        target_init:str='copy', # the target begins as a 'copy' of the online network, or 'random'
-        concat:bool=False, # both views in one forward pass, with shared batch norm statistics?
+        target_bn:str='own', # batch norm of the target: 'own' or 'ema', see below
         freeze_bn:bool=None, # keep the statistics of the body's batch norms? None: where `pretrained`
         size:int=None, # side in pixels to try an `nn.Module` at; with `layer`, its output is flattened
         stats:tuple=None, # (means, standard deviations) of the images; None: those of `arch`
@@ -154,8 +138,7 @@ class BYOL(Encoder):
     ):
         spec = BodySpec(arch, n_in, small_stem=small_stem, layer=layer, size=size, **kwargs)
         check_counts(hidden_size=hidden_size, projection_size=projection_size)
-        has_target = momentum and teacher is None
-        _check_target(target_bn, target_init, has_target, pretrained)
+        if target_bn not in ('own','ema'): raise ValueError(f"`target_bn` is 'own' or 'ema', got {target_bn!r}")
         if teacher is not None:
             teacher = _frozen(teacher, n_in)
             projection_size = teacher.n_features
@@ -166,32 +149,25 @@ class BYOL(Encoder):
         # optimisers in checkpoints know weights by their order: predictor, body, projector
         self.predictor,self.body = predictor,body
         self.projector = mlp_head(self.n_features, hidden_size, projection_size, norm)
-        self.target_bn,self.concat,self.freeze_bn = target_bn,concat,ifnone(freeze_bn, pretrained)
-        self.projection_size = projection_size
-        self.momentum,self.target = has_target,self._make_target(target_init) if has_target else None
-        if teacher is not None: self.__dict__['teacher'] = teacher
+        self.target_bn,self.freeze_bn,self.projection_size = target_bn,ifnone(freeze_bn, pretrained),projection_size
+        self.momentum,self.target = momentum and teacher is None,None
+        if self.momentum: self._make_target()
+        self.__dict__['teacher'] = teacher
 
 # %% ../nbs/03_model.ipynb #155b527e
 @patch
-def _make_target(self:BYOL, init):
-    body,projector = deepcopy(self.body),deepcopy(self.projector)
-    if init=='random':
-        body = reset_weights(body) if isinstance(self.spec.arch, nn.Module) else self.spec.build()
-        reset_weights(projector)
-    target = nn.ModuleDict(dict(body=body, projector=projector)).requires_grad_(False)
-    for m in batch_norms(target):
-        if self.target_bn!='own': m.momentum = 0. # only `update_target` moves the statistics
-        if self.target_bn=='eman': m.eval()
-    return target
+def _make_target(self:BYOL):
+    parts = dict(body=deepcopy(self.body), projector=deepcopy(self.projector))
+    self.target = nn.ModuleDict(parts).requires_grad_(False)
+    if self.target_bn=='own': return
+    for m in batch_norms(self.target): m.momentum = 0. # only `update_target` moves the statistics
 
 @patch
 def train(self:BYOL, mode=True):
     "As for any module, but batch norms that keep their statistics stay in evaluation mode"
     Encoder.train(self, mode)
     bodies = [self.body, self.target['body']] if self.momentum else [self.body]
-    frozen = batch_norms(nn.ModuleList(bodies)) if self.freeze_bn else []
-    if self.momentum and self.target_bn=='eman': frozen += batch_norms(self.target)
-    for m in frozen: m.eval()
+    for m in batch_norms(nn.ModuleList(bodies)) if self.freeze_bn else []: m.eval()
     return self
 
 @patch
@@ -199,7 +175,7 @@ def _apply(self:BYOL, fn, *args, **kwargs):
     if self.teacher is not None: self.teacher._apply(fn, *args, **kwargs) # it is no submodule
     return Encoder._apply(self, fn, *args, **kwargs)
 
-# %% ../nbs/03_model.ipynb #4442946a
+# %% ../nbs/03_model.ipynb #155b527f
 @patch
 def embed(self:BYOL,
     x:Tensor, # normalised images, (bs, c, h, w)
@@ -217,29 +193,16 @@ def project(self:BYOL,
     return self.projector(self.embed(x))
 
 @patch
-def _both(self:BYOL, f, v1, v2):
-    "`f` of both views, (bs, 2, n)"
-    # view by view, as in DeepMind's release: each has its own batch norm statistics
-    if not self.concat: return torch.stack([f(v1), f(v2)], 1)
-    if v1.shape!=v2.shape: raise ValueError(f"`concat` needs views of one size, got {(*v1.shape,)}, {(*v2.shape,)}")
-    return torch.stack(f(torch.cat([v1,v2])).chunk(2), 1)
-
-@patch
 def forward(self:BYOL,
     v1:Tensor, # view 1, normalised, (bs, c, h, w)
     v2:Tensor=None, # view 2
 )->Tensor: # predictions q1, q2: (bs, 2, projection_size)
     "What the online network predicts of the other view's projection"
     if v2 is None: raise TypeError("`BYOL` takes two views: add `BYOLCallback()`, or call `embed`")
-    if self.training and len(v1)<2 and batch_norms(self):
-        raise ValueError("Batch norm needs batches of 2 or more: set `drop_last=True` or a larger `bs`")
-    seen = []
-    def predict(v):
-        seen.append(self.embed(v))
-        return self.predictor(self.projector(seen[-1]))
-    predictions = self._both(predict, v1, v2)
-    if self.keeps_features: self.features = seen[0][:len(v1)].detach()
-    return predictions
+    # view by view, as in DeepMind's release: each has its own batch norm statistics
+    representations = self.embed(v1),self.embed(v2)
+    if self.keeps_features: self.features = representations[0].detach()
+    return torch.stack([self.predictor(self.projector(y)) for y in representations], 1)
 
 # %% ../nbs/03_model.ipynb #349b5f0d
 @patch
@@ -252,15 +215,9 @@ def targets(self:BYOL,
     if self.teacher is not None: f = self._teach
     elif self.momentum: f = lambda v: self.target['projector'](self.embed(v, target=True))
     else: f = self.project
-    net,casts = self.target if self.momentum else self.teacher,torch.is_autocast_enabled(v1.device.type)
-    weights = list(net.parameters()) if net is not None and casts else []
-    try:
-        # autocast keeps casts of weights that need a gradient only: so both views use one cast
-        for p in weights: p.requires_grad_(True)
-        return self._both(f, v2, v1)
-    finally:
-        for p in weights: p.requires_grad_(False)
-        torch.clear_autocast_cache() # casts made without gradient are of no use to the online network
+    projections = torch.stack([f(v2), f(v1)], 1)
+    torch.clear_autocast_cache() # casts made without gradient are of no use to the online network
+    return projections
 
 @patch
 @torch.no_grad()
@@ -280,18 +237,17 @@ def update_target(self:BYOL,
 # %% ../nbs/03_model.ipynb #a84eb3b2
 def _frozen(source, n_in):
     "A copy of the body in `source`, as an `Encoder` that is not trained"
-    if isinstance(source, (str,Path)):
+    if isinstance(source, nn.Module) and not isinstance(source, Encoder):
+        spec = BodySpec(source, n_in)
+        body = spec.build()
+        # a network that does not take 64 pixels, which is tried first, may take one size only
+        source = Encoder(body, spec, view_size=None if spec.side==64 else spec.side)
+    else:
         from fastbyol.transfer import as_encoder # a room below this one, because it reads files
         source = as_encoder(source, n_in=n_in)
-    if not hasattr(source, 'spec'):
-        spec = BodySpec(source, n_in)
-        source = Encoder(spec.build(pretrained=not isinstance(source, nn.Module)), spec)
-    spec,view_size = source.spec,source.view_size
-    if spec.n_in!=n_in: raise ValueError(f"The teacher takes images of {spec.n_in} channels, the body {n_in}")
-    if view_size is None:
-        try: spec.check_size(source.body, 2*spec.side)
-        except ValueError: view_size = spec.side # it takes images of one size only
-    return Encoder(deepcopy(source.body), spec, source.stats, view_size).eval().requires_grad_(False)
+    n = source.spec.n_in
+    if n!=n_in: raise ValueError(f"The teacher takes images of {n} channels, the body {n_in}")
+    return deepcopy(source).eval().requires_grad_(False)
 
 @patch
 def _teach(self:BYOL, v):

@@ -28,8 +28,6 @@ class SplitDecay(OptimWrapper):
         params = L(params)
         groups = [L(o) for o in params] if isinstance(params[0], (L,list)) else [params]
         self.lr_mults = [1.]*len(groups) if lr_mults is None else list(lr_mults)
-        if len(self.lr_mults)!=len(groups) or min(self.lr_mults)<=0:
-            raise ValueError(f"`lr_mults` must be positive, for {len(groups)} groups, got {lr_mults}")
         split = []
         for group in groups:
             split.append(dict(params=[p for p in group if p.ndim>1]))
@@ -87,19 +85,15 @@ class Lars(torch.optim.Optimizer):
         "Step every parameter that has a gradient"
         for group in self.param_groups:
             params = [p for p in group['params'] if p.grad is not None]
-            if params: self._step_group(group, params)
-
-    def _step_group(self, group, params):
-        grads,momenta = [p.grad for p in params],[self._momentum(p) for p in params]
-        if group['weight_decay']: torch._foreach_add_(grads, params, alpha=group['weight_decay'])
-        torch._foreach_mul_(momenta, group['momentum'])
-        if not group['always_adapt']: torch._foreach_add_(momenta, grads)
-        else: torch._foreach_addcmul_(momenta, grads, self._trust_ratios(group, params, grads))
-        torch._foreach_add_(params, momenta, alpha=-group['lr'])
-
-    def _momentum(self, p):
-        if p not in self.state: self.state[p]['momentum_buffer'] = torch.zeros_like(p)
-        return self.state[p]['momentum_buffer']
+            if not params: continue
+            for p in params:
+                if p not in self.state: self.state[p]['momentum_buffer'] = torch.zeros_like(p)
+            grads,momenta = [p.grad for p in params],[self.state[p]['momentum_buffer'] for p in params]
+            if group['weight_decay']: torch._foreach_add_(grads, params, alpha=group['weight_decay'])
+            torch._foreach_mul_(momenta, group['momentum'])
+            if not group['always_adapt']: torch._foreach_add_(momenta, grads)
+            else: torch._foreach_addcmul_(momenta, grads, self._trust_ratios(group, params, grads))
+            torch._foreach_add_(params, momenta, alpha=-group['lr'])
 
     def _trust_ratios(self, group, params, grads):
         "One for each weight, on the device; 1 where weight or gradient is 0"

@@ -162,7 +162,7 @@ def test_an_error_in_the_first_batch_leaves_autocast_off():
 
 # --- the target lives in the model
 
-@pytest.mark.parametrize('how', ['own','ema','eman'])
+@pytest.mark.parametrize('how', ['own','ema'])
 def test_statistics_of_the_target_move_with_steps_that_happened(how):
     "and come back after a NaN"
     stats = lambda m: {k:v.clone() for k,v in m.target.state_dict().items() if 'running' in k}
@@ -186,7 +186,7 @@ def test_statistics_of_the_target_move_with_steps_that_happened(how):
     assert same_sd(sd_of(learn), b.sd) and all(v.isfinite().all() for v in b.sd.values())
 
 @cpu_only('autocast of the CPU')
-@pytest.mark.parametrize('kw', [dict(target_bn='ema'), dict(target_bn='eman'), dict(target_init='random'), dict(concat=True)])
+@pytest.mark.parametrize('kw', [{}, dict(target_bn='ema')])
 @pytest.mark.parametrize('amp', [None,torch.bfloat16])
 def test_target_options_train_save_and_resume(kw, amp, tmp_path):
     mk = lambda: (set_seed(3), byol_learn(image_dls(noise(40)), small_byol(**kw), path=tmp_path, cbs=cpu_amp(amp, enabled=False) if amp else None))[1]
@@ -671,8 +671,7 @@ cannot = {
     'stop': (lambda: EarlyStoppingCallback(), "validation images.*monitor='train_loss'"),
     'plateau': (lambda: ReduceLROnPlateau('valid_loss'), "validation images.*monitor='train_loss'"),
     'curves': (lambda: tensorboard(trace_model=False, log_preds=False), 'needs validation images: set `valid_pct` above 0$'),
-    'metric': (lambda: SaveModelCallback('mean_of_pred'), "validation images.*monitor='train_loss'"),
-    'unknown': (lambda: SaveModelCallback('knn'), "no column 'knn': choose from train_loss, valid_loss, mean_of_pred$")}
+    'metric': (lambda: SaveModelCallback('mean_of_pred'), "validation images.*monitor='train_loss'")}
 @pytest.mark.parametrize('kind', cannot)
 @pytest.mark.parametrize('y', [None, [0]*24], ids=['unlabelled','labelled'])
 def test_callbacks_that_cannot_work_say_why_before_training(kind, y, tmp_path):
@@ -718,10 +717,10 @@ def bare_tensors():
     return DataLoaders(*[TorchDL(list(noise(16)), 8) for _ in range(2)])
 
 @pytest.mark.parametrize('exc,msg,kw', [
-    (ValueError, 'one input, got 2.*n_inp=1', lambda: dict(dls=two_inputs())),
-    (TypeError, r'tuples such as `\(images,\)`', lambda: dict(dls=bare_tensors())),
+    (ValueError, 'got 2.*n_inp=1', lambda: dict(dls=two_inputs())),
+    (ValueError, r'give `\(images,\)`', lambda: dict(dls=bare_tensors())),
     (ValueError, 'drop_last=True', lambda: dict(dls=image_dls(noise(12), bs=1))),
-    (ValueError, 'last batch of 1.*drop_last=True', lambda: dict(dls=image_dls(noise(17), drop_last=False))),
+    (ValueError, 'a batch of 1.*drop_last=True', lambda: dict(dls=image_dls(noise(17), drop_last=False))),
     (ValueError, 'pass more images', lambda: dict(dls=image_dls(noise(9), bs=2))),
     (ValueError, 'pass more images', lambda: dict(dls=image_dls(noise(9), bs=1))),
     (ValueError, 'IntToFloatTensor', lambda: dict(dls=image_dls(noise(32)*255))),
@@ -733,7 +732,6 @@ def bare_tensors():
     (ValueError, 'channels', lambda: dict(views=(same,lambda x: x[:,:1]))),
     (TypeError, 'dtype', lambda: dict(views=(same,torch.Tensor.half))),
     (ValueError, 'Normalize', lambda: dict(views=(same,lambda x: x*5-2))),
-    (ValueError, 'splitter', lambda: dict(splitter=params)),
     (ValueError, 'size=224', lambda: dict(model=BYOL('vit_tiny_patch16_224', hidden_size=8, projection_size=4))),
 ])
 def test_mistakes_are_named_before_any_step(exc, msg, kw):

@@ -142,21 +142,6 @@ def test_accumulated_gradients_are_those_of_one_process(both):
     one,(a,b) = accumulated(0),both(accumulated)
     assert near(one, a) and same_sd(a['model'], b['model']) and len(one['taus'])==4
 
-@in_both
-def averaged(_):
-    "EMAN: batch norm is each process's own, and yet its targets are equal"
-    learn,targets,online = byol_learn(dls_of(8), small_byol(target_bn='eman')),[],[]
-    def look(self): # before the end of training sends the first process's statistics to all
-        if not self.training: return
-        for k,v in online_model(self.learn.model).state_dict().items():
-            if 'running' in k: (targets if k.startswith('target') else online).append(v.clone())
-    learn.add_cb(Callback(after_batch=look))
-    fit(learn, 1)
-    return torch.cat(targets),torch.cat(online)
-def test_averaged_statistics_are_equal_in_all_processes(both):
-    (a,a_online),(b,b_online) = both(averaged)
-    assert len(a) and torch.equal(a, b) and not torch.equal(a_online, b_online)
-
 # --- data
 
 class Alone(ShardedDL):

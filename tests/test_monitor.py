@@ -85,7 +85,7 @@ def ours(tmp_path):
     from fastbyol import device, optim
     res = dict(knn=knn, probe=probe, health=health, all=monitors,
                checkpoint=lambda: CheckpointCallback(tmp_path/'run'), schedule=lambda: optim.LRSchedule(1e-3))
-    return dict(res, kernels=device.GPUKernels, precision=lambda: device.DeviceMixedPrecision('bf16'))
+    return dict(res, precision=lambda: device.DeviceMixedPrecision('bf16'))
 
 def entries(tmp_path):
     "What a user calls on a `Learner`, by name"
@@ -112,7 +112,7 @@ def plain(tmp_path_factory): return outcomes([], tmp_path_factory.mktemp('plain'
 def test_every_entry_point_works_with_our_main_callback(plain):
     assert {k for k,v in plain.items() if v}<={(when,'show_results') for when in ('before','between','after')}
 
-names = 'knn probe health all checkpoint schedule kernels precision'.split()
+names = 'knn probe health all checkpoint schedule precision'.split()
 @pytest.mark.parametrize('name', names)
 def test_every_callback_in_every_entry_point_before_between_and_after_fits(name, plain, tmp_path):
     assert outcomes(ours(tmp_path)[name](), tmp_path)==plain

@@ -278,7 +278,3 @@ def test_saved_optimiser_state_is_whole(opt_func, tmp_path):
     for p,q in zip(trainable_params(a.model), trainable_params(b.model)):
         s,t = a.opt.opt.state[p],b.opt.opt.state[q]
         assert s and s.keys()==t.keys() and all(torch.equal(torch.as_tensor(s[k]), torch.as_tensor(t[k])) for k in s)
-
-@pytest.mark.parametrize('mults', [(1.,1.), (1.,1.,0.), (1.,1.,-1.)])
-def test_wrong_factors_are_named(mults):
-    with pytest.raises(ValueError, match='3 groups'): lars(byol_splitter(small_byol()), lr_mults=mults)
