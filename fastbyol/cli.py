@@ -16,15 +16,13 @@ from fastcore.script import anno_parser
 
 # %% ../nbs/19_cli.ipynb #b87e343a
 class _Stream:
-    "No character, closed pipe or full disk may stop a program: it goes on in silence"
+    "No character, closed pipe or full disk may stop a program: the rest of what it says is lost"
     def __init__(self, stream):
         self.stream = stream or open(os.devnull, 'w')
-        if hasattr(self.stream, 'reconfigure'): self.stream.reconfigure(errors='replace')
+        if hasattr(self.stream, 'reconfigure'): self.stream.reconfigure(errors='replace', line_buffering=True)
     def __getattr__(self, name): return getattr(self.stream, name)
-    def write(self, text): return self._try(self.stream.write, text)
-    def flush(self): self._try(self.stream.flush)
-    def _try(self, f, *args):
-        try: return f(*args)
+    def write(self, text):
+        try: return self.stream.write(text)
         except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 def run_command(
@@ -33,17 +31,12 @@ def run_command(
     argv:list=None, # arguments; None: those of the process
 )->int: # exit code: 0 done, 2 bad input, 130 after Ctrl-C, 143 after SIGTERM
     "Call `func` with arguments from the command line"
-    with redirect_stdout(_Stream(sys.stdout)) as out, redirect_stderr(_Stream(sys.stderr)):
-        try: return _call(func, prog, sys.argv[1:] if argv is None else argv)
-        finally: out.flush()
-
-def _call(func, prog, argv):
+    argv = sys.argv[1:] if argv is None else argv
     argv = [re.sub('^--[^=]+', lambda option: option[0].replace('_', '-'), arg) for arg in argv]
-    args = vars(anno_parser(func, prog=prog).parse_args(argv))
-    args = {name:args[name] for name in inspect.signature(func).parameters}
-    with warnings.catch_warnings():
+    with redirect_stdout(_Stream(sys.stdout)), redirect_stderr(_Stream(sys.stderr)), warnings.catch_warnings():
+        args = vars(anno_parser(func, prog=prog).parse_args(argv))
         warnings.showwarning = lambda message, *args, **kw: print(f'{prog}: {message}', file=sys.stderr)
-        try: return func(**args) or 0
+        try: return func(**{name:args[name] for name in inspect.signature(func).parameters}) or 0
         except (ValueError,TypeError,OSError) as e:
             if os.environ.get('FASTBYOL_DEBUG'): raise
             print(f'{prog}:', str(e).split(':\n\t')[-1].strip(), file=sys.stderr) # without the callback
@@ -75,14 +68,11 @@ def pretrain(
     teacher:str=None, # timm name or body file of a frozen model to learn from, in the target's place
     precision:str=None, # fp32, channels_last, bf16, fp16, or auto, the default: what suits the device
     seed:int=None, # of weights, views and order; 42 when left out
-    in_memory:str='auto', # keep decoded images: yes, disk, device, no, or auto: where there is room
-    cache_dir:str=None, # folder for decoded images; else $FASTBYOL_CACHE, or the user's cache folder
+    in_memory:str='auto', # keep decoded images: yes, disk ($FASTBYOL_CACHE), device, no, or auto: where there is room
     num_workers:int=None, # processes that load images where they are not in memory
-    watch_knn:str=None, # labelled folder: report nearest neighbours after every epoch, and keep the best
+    watch_knn:str=None, # labelled folder: report nearest neighbours; with --pretrained, save the best body
     save_batches:int=None, # also a checkpoint every so many batches, for long epochs
-    keep:int=3, # checkpoints to keep
     overwrite:bool=False, # begin again where --out holds a run
-    bar:bool=True, # a progress bar, on a terminal
 ):
     "Pretrain a body with BYOL on unlabelled images; the same command resumes a run that was stopped"
     return _work('run_pretrain', locals())
@@ -103,7 +93,6 @@ def finetune(
     scratch:bool=False, # also train from random weights, and say what pretraining was worth
     num_workers:int=None, # processes that load images
     seed:int=42, # of split, head and order
-    bar:bool=True, # a progress bar, on a terminal
 ):
     "Train a classifier on a labelled folder from a pretrained body, and report its accuracy"
     return _work('run_finetune', locals())
@@ -135,8 +124,6 @@ def embed(
     out:str, # file to write: .npz with arrays `files` and `features`
     size:int=None, # side of the images in pixels; that of pretraining when left out
     bs:int=64, # images per batch
-    dtype:str='float32', # float32, or float16 for half the space
-    bar:bool=True, # as for the other commands; of more than 2,000 files the decoding shows one
 ):
     "Write the representations of all images of a folder, with the names of their files"
     return _work('run_embed', locals())

@@ -9,7 +9,7 @@ __all__ = ['StopSignals', 'run_pretrain', 'run_finetune', 'run_eval', 'run_embed
 
 # %% ../nbs/17_commands.ipynb #7f89320d
 import hashlib,importlib.util,json,signal,sys,threading
-from contextlib import contextmanager,nullcontext,suppress
+from contextlib import contextmanager,nullcontext
 from .core import *
 from fastai.vision.all import *
 from fastai.distributed import teardown_distrib
@@ -20,16 +20,11 @@ from .checkpoint import lock_folder
 
 # %% ../nbs/17_commands.ipynb #3cff51f8
 class StopSignals(Callback):
-    "Within its context, Ctrl-C and SIGTERM end the run after the current batch"
+    "Within its context, Ctrl-C and SIGTERM end the run after the current batch, with a checkpoint"
     order,exit_code = CheckpointCallback.order+1,0 # an epoch that has ended has its checkpoint
-    def __init__(self,
-        save=noop # called without arguments, in every process, before the run ends
-    ): self.save = save
-
     def __enter__(self):
-        main = threading.current_thread() is threading.main_thread()
+        main = threading.current_thread() is threading.main_thread() # others get no signals
         self.handlers = {o:signal.signal(o, self._note) for o in (signal.SIGINT,signal.SIGTERM) if main}
-        return self
     def __exit__(self, *error):
         for signum,handler in self.handlers.items(): signal.signal(signum, handler)
     def _note(self, signum, frame):
@@ -37,55 +32,47 @@ class StopSignals(Callback):
         self.exit_code = 128+signum # as shells have it
         if not rank_distrib(): print("\nStopping after this batch; repeat to stop now.", file=sys.stderr)
 
-    def before_fit(self):
-        if self.exit_code: raise CancelFitException() # `fine_tune` fits twice
     def after_batch(self):
         asks = num_distrib()<2 or self.iter%10==0 # processes wait for each other's answer
         if asks and self.training and self.iter+1<self.n_iter: self.after_epoch()
     def after_epoch(self):
         self.exit_code = max(gather_objects(self.exit_code)) # all end with the same batch
         if not self.exit_code: return
-        self.save()
+        self.checkpoint.save_now()
         raise CancelFitException()
 
 # %% ../nbs/17_commands.ipynb #db5c5a26
 class _EpochLog(Callback):
     "A CSV file of all epochs, counted from fit to fit; an epoch that is trained again replaces its row"
     order,start = Recorder.order+1,0
-    def __init__(self, file, append=False, show=False):
-        store_attr('file,show')
-        old = pd.read_csv(file).to_dict('records') if append and file.exists() else []
-        self.rows = {row['epoch']:row for row in old}
+    def __init__(self, file, show=False, writer=None):
+        store_attr()
+        self.rows = pd.read_csv(file).to_dict('records') if file.exists() else []
 
     def after_epoch(self):
-        names,log = self.recorder.metric_names,self.recorder.log
-        if rank_distrib() or len(log)<len(names): return # `validate` has fewer columns
-        row = {k:v for k,v in zip(names, log) if v is not None} | dict(epoch=self.start+self.epoch)
-        self.rows[row['epoch']] = row
-        with whole_file(self.file) as tmp: pd.DataFrame(self.rows.values()).to_csv(tmp, index=False)
-        texts = [f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k,v in row.items() if v==v]
-        if self.show: print(f"epoch {self.epoch+1}/{self.n_epoch}  {'  '.join(texts[1:])}", flush=True)
+        if rank_distrib(): return
+        epoch,log = self.start+self.epoch,zip(self.recorder.metric_names, self.recorder.log)
+        row = {name:value for name,value in log if value is not None} | dict(epoch=epoch)
+        self.rows = [*self.rows[:epoch], row]
+        with whole_file(self.file) as tmp: pd.DataFrame(self.rows).to_csv(tmp, index=False)
+        numbers = {name:value for name,value in row.items() if isinstance(value, float) and value==value}
+        texts = [f'{name} {value:.4g}' for name,value in numbers.items()]
+        if self.show: print(f"epoch {self.epoch+1}/{self.n_epoch}  {'  '.join(texts)}  time {row['time']}", flush=True)
+        if self.writer:
+            for name,value in numbers.items(): self.writer.add_scalar(name, value, epoch)
+            self.writer.flush()
     def after_fit(self): self.start = len(self.rows)
 
-def _tensorboard(folder):
-    "fastai's callback, with a folder for each fit, and without values that are missing"
-    from fastai.callback.tensorboard import TensorBoardCallback
-    class TensorBoard(TensorBoardCallback):
-        def _setup_writer(self):
-            self.log_dir = folder/f"fit{1+len([*folder.glob('fit*')])}"
-            super()._setup_writer()
-            add = self.writer.add_scalar
-            self.writer.add_scalar = lambda name,value,step: value is not None and add(name, value, step)
-    return TensorBoard(trace_model=False, log_preds=False)
-
 @contextmanager
-def _logged(learn, out, bar, name='', append=False):
+def _logged(learn, out, name=''):
     "A bar on a terminal, else a line an epoch; a CSV file; TensorBoard where it is installed"
-    bar = bar and sys.stdout.isatty()
-    cbs = [_EpochLog(out/(f'log_{name}.csv' if name else 'log.csv'), append, show=not bar)]
-    plain = str(out).encode(errors='replace').decode()==str(out) # TensorBoard takes no other names
-    if plain and importlib.util.find_spec('tensorboard'): cbs.append(_tensorboard(out/'tensorboard'/name))
-    with learn.added_cbs(cbs), ContextManagers([] if bar else [learn.no_bar(),learn.no_logging()]): yield
+    bar,writer = sys.stdout.isatty(),None
+    is_plain = str(out).encode(errors='replace').decode()==str(out) # TensorBoard takes no other names
+    if is_plain and importlib.util.find_spec('tensorboard') and not rank_distrib():
+        from torch.utils.tensorboard import SummaryWriter
+        writer = SummaryWriter(out/'tensorboard'/name)
+    log = _EpochLog(out/(f'log_{name}.csv' if name else 'log.csv'), not bar, writer)
+    with learn.added_cbs(log), ContextManagers([] if bar else [learn.no_bar(),learn.no_logging()]): yield
 
 # %% ../nbs/17_commands.ipynb #fbf3bb72
 @contextmanager
@@ -93,8 +80,7 @@ def _output(opts):
     "The folder `--out`: made, marked and locked"
     out = Path(opts.out)
     if out.resolve()==Path(opts.folder).resolve(): raise ValueError("--out is the folder of images: choose another")
-    # of several processes the first one writes
-    with nullcontext() if rank_distrib() else lock_folder(mark_output(out)): yield out
+    with nullcontext() if rank_distrib() else lock_folder(mark_output(out)): yield out # the first one writes
 
 def _write_json(file, data):
     with whole_file(file) as tmp: tmp.write_text(json.dumps(data, indent=1))
@@ -117,8 +103,7 @@ def _open_labelled(opts, augment=False, per_class=None):
                        batch_tfms=aug_transforms() if augment and n_in==3 else None,
                        **_pick(opts, 'bs valid_pct seed num_workers'))
     numbers = dict(size=size, classes=len(dls.vocab), train=len(dls.train_ds), valid=len(dls.valid_ds))
-    text = "{classes} classes, {train:,} images to learn from, {valid:,} to measure on, {size} pixels"
-    print(text.format(**numbers), flush=True)
+    print("{classes} classes, {train:,} images to learn from, {valid:,} to measure on".format(**numbers))
     return source,dls,numbers
 
 # %% ../nbs/17_commands.ipynb #7a7d16c6
@@ -128,30 +113,21 @@ _defaults = dict(arch='resnet50', epochs=100, size=224, norm='batch', n_in=3, pr
                  small_stem=False, precision='auto', seed=42)
 
 def _identity(folder, files):
-    "What a set of images is recognised by: names inside the folder, and sizes"
+    "What a set of images is recognised by: names inside the folder, which may be any bytes, and sizes"
     sizes = [f.stat().st_size if f.exists() else 0 for f in files]
     text = ''.join(f'{f.relative_to(folder).as_posix()} {size}\n' for f,size in zip(files, sizes))
-    text = os.fsencode(text) # names may be any bytes
-    return dict(images=len(files), files=hashlib.sha256(text).hexdigest())
-
-def _whole_name(source):
-    "A body file by its whole path, which is the same from any folder; a timm name as it is"
-    files = [Path(o) for o in (source,f'{source}.safetensors') if o and Path(o).is_file()]
-    return str(files[0].resolve()) if files else source
+    return dict(images=len(files), files=hashlib.sha256(os.fsencode(text)).hexdigest())
 
 def _follow_run(opts, file, images):
     "Take options that were not given from `file`, the settings of the run that is there; refuse others"
-    run,other = {},[]
-    if file.exists() and not opts.overwrite:
-        with suppress(ValueError): run = json.loads(file.read_text())
-        if not (run and isinstance(run, dict)):
-            raise ValueError(f"{file} is damaged: use another --out, or --overwrite")
+    run = json.loads(file.read_text()) if file.exists() and not opts.overwrite else {}
+    other = []
     if run.get('files', images['files'])!=images['files']:
         other.append(f"{run['images']} images before, {images['images']} other ones now")
     for name,given in _pick(opts, _settings).items():
         before = run.get(name, _defaults.get(name))
         if given is None or given is False: setattr(opts, name, before)
-        elif name=='epochs' and 0<run.get(name, given)<given:
+        elif name=='epochs' and run.get(name, given)<given:
             print(f"The run of {before} epochs continues to {given}, with the schedule of {given}")
         elif run.get(name, given)!=given:
             other.append(f"{name} {ifnone(before, 'left out')} before, {given} now")
@@ -163,10 +139,9 @@ def _pretrain(opts, out, files, images, r):
     if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0))) # one each
     set_seed(opts.seed)
     in_memory = dict(yes=True, no=False).get(opts.in_memory, opts.in_memory)
-    settings = _pick(opts, 'size bs seed num_workers n_in cache_dir')
-    dls = unlabelled_dls(files, valid_pct=0, in_memory=in_memory, **settings)
-    checkpoint = CheckpointCallback(out/'checkpoints', every_batches=opts.save_batches, **_pick(opts, 'keep overwrite'))
-    stop = StopSignals(checkpoint.save_now)
+    dls = unlabelled_dls(files, valid_pct=0, in_memory=in_memory, **_pick(opts, 'size bs seed num_workers n_in'))
+    checkpoint = CheckpointCallback(out/'checkpoints', every_batches=opts.save_batches, overwrite=opts.overwrite)
+    stop = StopSignals()
     cbs = [checkpoint, stop, HealthMonitor()]
     if opts.watch_knn:
         watched = labelled_dls(opts.watch_knn, opts.size, n_in=opts.n_in, num_workers=opts.num_workers)
@@ -177,30 +152,27 @@ def _pretrain(opts, out, files, images, r):
         print(f"{learn.recipe!r}\n", flush=True)
     if not opts.overwrite: learn.resume(out/'checkpoints', missing_ok=True)
     processes = learn.distrib_ctx() if num_distrib()>1 else nullcontext()
-    with stop, _logged(learn, out, opts.bar, append=not opts.overwrite), processes: learn.fit_byol()
+    with stop, _logged(learn, out), processes: learn.fit_byol()
     return learn,stop.exit_code
 
 def _report_pretrain(opts, out, learn, exit_code):
     "Write the body and the curves, and say how it went"
     if exit_code: return print(f"Stopped in epoch {learn.epoch+1} of {opts.epochs}: the same command resumes it")
-    best = bool(opts.watch_knn and opts.pretrained) # the last may be worse than the published weights
-    file = save_body(learn, out/'body', best=best, epochs=opts.epochs, recipe=learn.recipe.values)
+    source = learn.best_body() if opts.watch_knn and opts.pretrained else learn # the last may be worse
+    file = save_body(source, out/'body', epochs=opts.epochs, recipe=learn.recipe.values)
     learn.plot_curves().savefig(out/'curves.png', dpi=110)
     plt.close('all')
     print(learn.health.report())
     if opts.watch_knn:
         before,*_,now = 100*learn.knn.history.knn
-        kept = f"; the body is that of epoch {learn.knn.best_epoch}, the best" if best else ''
-        print(f"Nearest neighbours: {before:.1f} % before training, {now:.1f} % now{kept}")
+        print(f"Nearest neighbours: {before:.1f} % before training, {now:.1f} % now")
     print(f"The body: {file}. Next: fastbyol-finetune {file} LABELLED_FOLDER, or fastbyol-eval")
 
 # %% ../nbs/17_commands.ipynb #1e8567d8
-def run_pretrain(opts # the arguments of `cli.pretrain`
-)->int: # exit code
-    "Pretrain, or resume the run that is there"
+def run_pretrain(opts): # the arguments of `cli.pretrain`
+    "Pretrain, or resume the run that is there; gives the exit code"
     files = find_images(opts.folder)
     images,n_files = _identity(opts.folder, files),len(files)
-    opts.teacher = _whole_name(opts.teacher)
     _follow_run(opts, Path(opts.out)/'settings.json', images)
     BodySpec(opts.arch) # a wrong name is told before anything is written
     per_step = n_files//max(1, num_distrib())//4 # four batches an epoch or more
@@ -216,40 +188,32 @@ def run_pretrain(opts # the arguments of `cli.pretrain`
 
 # %% ../nbs/17_commands.ipynb #2b4dddbb
 def _train_classifier(opts, out, name, source, dls):
-    "Train the pretrained body with a new head, or the same network from scratch"
+    "Train the pretrained body with a new head, or the same network from scratch; its accuracy"
     set_seed(opts.seed) # before any weight is drawn
     if name=='scratch': source = random_encoder(source)
     learn = byol_vision_learner(dls, source, metrics=accuracy, path=out, model_dir='.')
-    with StopSignals() as stop, _logged(learn, out, opts.bar, name):
-        if name=='pretrained':
-            learn.fine_tune(opts.epochs, opts.lr, freeze_epochs=opts.freeze_epochs, cbs=stop)
+    with _logged(learn, out, name):
+        if name=='pretrained': learn.fine_tune(opts.epochs, opts.lr, freeze_epochs=opts.freeze_epochs)
         else: # there is nothing that a frozen phase would protect
             learn.unfreeze()
-            learn.fit_one_cycle(opts.epochs+opts.freeze_epochs, opts.lr, cbs=stop)
-    return learn,stop.exit_code
+            learn.fit_one_cycle(opts.epochs+opts.freeze_epochs, opts.lr)
+    if name=='pretrained': learn.export('model.pkl')
+    return learn.recorder.values[-1][2]
 
-def run_finetune(opts # the arguments of `cli.finetune`
-)->int: # exit code
+def run_finetune(opts): # the arguments of `cli.finetune`
     "Train a classifier on a labelled folder, and report its accuracy"
     check_counts(epochs=opts.epochs, bs=opts.bs)
     source,dls,numbers = _open_labelled(opts, opts.augment, opts.per_class)
     report = _pick(opts, 'body folder epochs freeze_epochs lr bs per_class seed') | numbers
     with _output(opts) as out:
         for name in ('pretrained','scratch')[:1+opts.scratch]:
-            learn,exit_code = _train_classifier(opts, out, name, source, dls)
-            if exit_code: report['stopped'] = name
-            if name=='pretrained': learn.export('model.pkl')
-            if name=='pretrained' or not exit_code: # half trained, it is nothing to compare with
-                with learn.no_bar(), learn.no_logging(): report[f'accuracy_{name}'] = learn.validate()[1]
+            report[f'accuracy_{name}'] = _train_classifier(opts, out, name, source, dls)
             _write_json(out/'report.json', report)
-            if exit_code: break
     ours,scratch = (report.get(f'accuracy_{name}') for name in ('pretrained','scratch'))
     print(f"Accuracy {100*ours:.1f} % of {report['valid']:,} images")
     if scratch is not None:
         print(f"From scratch {100*scratch:.1f} %. Pretraining was worth {100*(ours-scratch):+.1f}")
-    told = 'Stopped before the end. The' if exit_code else 'The'
-    print(f"{told} classifier: {out/'model.pkl'}, for load_learner")
-    return exit_code
+    print(f"The classifier: {out/'model.pkl'}, for load_learner")
 
 # %% ../nbs/17_commands.ipynb #becc98e8
 def _few_that_fit(per_class, labels):
@@ -261,17 +225,14 @@ def _few_that_fit(per_class, labels):
     raise ValueError(f"--per-class is numbers from 1 to {n}, joined by commas, got {per_class!r}")
 
 def _verdict(few):
-    "What the comparison comes to, in a sentence"
+    "What pretraining was worth, in a sentence"
     n = int(few['per_class'].max())
     acc = few[few['per_class']==n].set_index('contestant')['mean']*100
-    ours = acc[['BYOL, linear','BYOL, fine-tuned']]
-    scratch,pixels = acc['from scratch'],acc['pixels, nearest']
-    best,name = ours.max(),ours.idxmax().removeprefix('BYOL, ')
-    gain = f"was worth {best-scratch:.1f} points" if best>scratch else "did not help: train longer"
-    text = (f"With {n} label{'s'*(n>1)} per class the pretrained body reaches {best:.1f} % ({name}), "
-            f"training from scratch {scratch:.1f} %: pretraining {gain}.")
-    if pixels<best: return text
-    return f"{text} But bare pixels reach {pixels:.1f} %: train longer, unless images are that simple."
+    best = max(acc['BYOL, linear'], acc['BYOL, fine-tuned'])
+    scratch,pixels = best-acc['from scratch'],best-acc['pixels, nearest']
+    advice = '' if min(scratch, pixels)>0 else ': train longer'
+    return (f"With {n} label{'s'*(n>1)} per class the pretrained body reaches {best:.1f} %, {scratch:+.1f} points "
+            f"against training from scratch and {pixels:+.1f} against bare pixels{advice}.")
 
 def _measure(opts, source, dls, size):
     "Accuracy of nearest neighbours and of a linear classifier, with the body and with random weights"
@@ -309,12 +270,10 @@ def run_eval(opts): # the arguments of `cli.evaluate`
 def run_embed(opts): # the arguments of `cli.embed`
     "Write the representations of all images of a folder, with the names of their files"
     out,(source,size) = Path(opts.out),_body_for_files(opts)
-    check_counts(bs=opts.bs)
-    if out.suffix!='.npz' or opts.dtype not in ('float32','float16'):
-        raise ValueError(f"OUT ends in .npz, --dtype is float32 or float16, got {opts.out!r}, {opts.dtype!r}")
+    if out.suffix!='.npz': raise ValueError(f"OUT ends in .npz, got {opts.out!r}")
     # one image is enough, where most of them cannot be read
     dls = unlabelled_dls(opts.folder, size, bs=1, valid_pct=0, n_in=source[1]['n_in'], item_size=size, crop='middle')
-    feats = get_embeddings(source, dls.train.new(bs=opts.bs))[0].numpy().astype(opts.dtype)
+    feats = get_embeddings(source, dls.train.new(bs=opts.bs))[0].numpy()
     names = [file.relative_to(opts.folder).as_posix() for file in dls.train_ds.items]
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(out) as tmp, tmp.open('wb') as f: np.savez(f, files=np.array(names), features=feats)

@@ -45,7 +45,7 @@ def found(monkeypatch):
     "The labelled images that the demo would learn from"
     found = []
     def stop(dl, *args, **kwargs): found.append(dl.dataset); 1/0
-    monkeypatch.setattr(D, '_watching', stop)
+    monkeypatch.setattr(D, 'pick_items', stop)
     return found
 
 def test_a_picture_in_a_folder_of_its_own_is_no_image(tmp_path, found):

@@ -310,7 +310,7 @@ def checkpointed(folder, seed, at=None):
     "Two epochs; stopped at `at`, or resumed where a checkpoint is"
     distrib_barrier() # the run before has been written
     set_seed(seed)
-    cbs = [CheckpointCallback(folder, every_batches=1, monitor='valid_loss', keep=None), *([Stop(*at)] if at else [])]
+    cbs = [CheckpointCallback(folder, every_batches=1, keep=None), *([Stop(*at)] if at else [])]
     learn = byol_learn(dls_of(8, 40), views=None, size=16, cbs=cbs)
     with redirect_stdout(io.StringIO()): learn.resume(folder, missing_ok=True)
     try: fit(learn, 2, 1e-2, 'fit_one_cycle')
@@ -329,7 +329,6 @@ def resumed(folder):
 def test_a_resumed_run_is_the_same_on_all_ranks(both, results):
     for whole,*others in both(resumed):
         for o in others: assert same_sd(whole['model'], o['model']) and {**whole, 'model':0}=={**o, 'model':0}
-    assert (results[1]/'whole'/'best.ckpt').exists()
     states = load_state(checkpoints(results[1]/'stopped')[0])['chance']
     assert len(states)==2 and not torch.equal(*[o['rng']['torch'] for o in states])
 
@@ -337,16 +336,6 @@ def test_another_number_of_processes_is_told(both, results):
     both(resumed)
     with pytest.warns(UserWarning, match=r'processes=2 \(now 1\)'): one = checkpointed(results[1]/'stopped', 5)
     assert np.isfinite(result(one)['losses']).all()
-
-@in_both
-def busy_folder(folder):
-    "The first process alone finds that the folder is taken, and all of them stop"
-    (folder/'taken'/'run001_epoch0001.ckpt').mkdir(parents=True, exist_ok=True)
-    learn = byol_learn(dls_of(8), cbs=CheckpointCallback(folder/'taken'))
-    try: fit(learn, 1)
-    except ValueError as e: return str(e)
-def test_a_folder_that_holds_a_run_stops_all_processes(both):
-    assert all('of another run' in o for o in both(busy_folder))
 
 # --- monitors
 

@@ -1,6 +1,6 @@
 "Weights of others: in step with a plain numpy ResNet in haiku's padding, timm's loader and the networks themselves"
 from conftest import *
-from fastbyol.interop import from_deepmind, from_hub, from_torch, read_data_pickle, to_hub
+from fastbyol.interop import from_deepmind, from_hub, from_torch, to_hub
 from copy import deepcopy
 from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.torch import save_file
@@ -22,11 +22,10 @@ def stir(m):
 
 class HaikuNet:
     "haiku's parameters and state of BYOL, drawn at random: {module: {name: array}} in HWIO; and its forward pass"
-    def __init__(self, layers, channels, stem, bottleneck, hidden=16, proj=8, n_in=3, seed=0):
+    def __init__(self, layers, channels, stem, hidden=16, proj=8, n_in=3, seed=0):
         self.rng,self.params,self.state = np.random.default_rng(seed),{},{}
-        self.layers,self.bottleneck = layers,bottleneck
-        self.net = net = f"res_net{50 if bottleneck else 18}/~"
-        grow = 4 if bottleneck else 1
+        self.layers = layers
+        self.net = net = 'res_net50/~'
         self.conv(f'{net}/initial_conv', 7, n_in, stem)
         self.norm(f'{net}/initial_batchnorm', stem)
         n = stem
@@ -34,13 +33,12 @@ class HaikuNet:
             for b in range(k):
                 p = f'{net}/block_group_{g}/~/block_{b}/~'
                 if b==0:
-                    self.conv(f'{p}/shortcut_conv', 1, n, c*grow)
-                    self.norm(f'{p}/shortcut_batchnorm', c*grow)
-                convs = ((1,n,c),(3,c,c),(1,c,c*4)) if bottleneck else ((3,n,c),(3,c,c))
-                for i,(size,a,o) in enumerate(convs):
+                    self.conv(f'{p}/shortcut_conv', 1, n, c*4)
+                    self.norm(f'{p}/shortcut_batchnorm', c*4)
+                for i,(size,a,o) in enumerate([(1,n,c),(3,c,c),(1,c,c*4)]):
                     self.conv(f'{p}/conv_{i}', size, a, o)
                     self.norm(f'{p}/batchnorm_{i}', o)
-                n = c*grow
+                n = c*4
         for head,i in (('projector',n),('predictor',proj)):
             for k,a,o in (('linear',i,hidden),('linear_1',hidden,proj)):
                 self.params[f'{head}/{k}'] = dict(w=self.rng.normal(size=(a,o)).astype('f4'))
@@ -69,10 +67,9 @@ class HaikuNet:
     def block(self, p, x, stride, first_block):
         short = x
         if first_block: short = self.run_norm(f'{p}/shortcut_batchnorm', self.run_conv(f'{p}/shortcut_conv', x, stride))
-        strides = (1,stride,1) if self.bottleneck else (stride,1)
-        for i,s in enumerate(strides):
+        for i,s in enumerate([1,stride,1]):
             x = self.run_norm(f'{p}/batchnorm_{i}', self.run_conv(f'{p}/conv_{i}', x, s))
-            if i<len(strides)-1: x = relu(x)
+            if i<2: x = relu(x)
         return relu(x+short)
 
     def __call__(self, x):
@@ -107,20 +104,21 @@ def write(f, state, protocol=2):
     f.write_bytes(pickle.dumps(o, protocol=protocol))
     return f
 
-shapes = dict(bottleneck=dict(layers=(2,1,1,1), channels=(4,8,8,12), stem=8, bottleneck=True),
-    basic=dict(layers=(1,2,1,1), channels=(8,8,16,16), stem=8, bottleneck=False),
-    wide_stem_grey=dict(layers=(1,1,1,2), channels=(4,4,8,8), stem=16, bottleneck=True, n_in=1))
+shapes = dict(usual=dict(layers=(2,1,1,1), channels=(4,8,8,12), stem=8),
+    wide_stem_grey=dict(layers=(1,1,1,2), channels=(4,4,8,8), stem=16, n_in=1))
 
-def pair(kind='bottleneck'): return HaikuNet(**shapes[kind], seed=1),HaikuNet(**shapes[kind], seed=2)
+def pair(kind='usual'): return HaikuNet(**shapes[kind], seed=1),HaikuNet(**shapes[kind], seed=2)
+
+def widths(kind='usual'): return dict(**shapes[kind], **quick)
 
 @pytest.fixture
 def ckpt(tmp_path): return write(tmp_path/'p.pkl', state_of(*pair()))
 
-kinds = [('bottleneck',64), ('bottleneck',65), ('basic',64), ('basic',97), ('wide_stem_grey',64)]
+kinds = [('usual',64), ('usual',65), ('wide_stem_grey',64)]
 @pytest.mark.parametrize('kind,size', kinds)
 def test_deepmind_features_are_those_of_haiku(kind, size, tmp_path):
     online,target = pair(kind)
-    m = from_deepmind(write(tmp_path/'p.pkl', state_of(online, target)))
+    m = from_deepmind(write(tmp_path/'p.pkl', state_of(online, target)), **widths(kind))
     x = np.random.default_rng(0).normal(size=(2,size,size,shapes[kind].get('n_in',3)))
     t = torch.tensor(x, dtype=torch.float32).permute(0,3,1,2)
     y,z,q = online(x)
@@ -129,7 +127,7 @@ def test_deepmind_features_are_those_of_haiku(kind, size, tmp_path):
         np.testing.assert_allclose(a, want, rtol=1e-4, atol=1e-4*np.abs(want).max())
 
 def test_a_model_from_deepmind_is_in_evaluation_mode_and_its_target_frozen(ckpt):
-    m = from_deepmind(ckpt)
+    m = from_deepmind(ckpt, **widths())
     assert not m.training and not any(p.requires_grad for p in m.target.parameters())
 
 def test_deepmind_resnet50_takes_the_weights_of_timms_and_differs_only_in_padding():
@@ -143,7 +141,7 @@ def test_deepmind_resnet50_takes_the_weights_of_timms_and_differs_only_in_paddin
         assert (ours(even)-usual(even)).norm()>.01*ours(x).norm()
 
 def test_what_came_from_deepmind_can_be_saved_and_given_to_timm(ckpt, tmp_path):
-    m,x = from_deepmind(ckpt),torch.rand(2,3,64,64)
+    m,x = from_deepmind(ckpt, **widths()),torch.rand(2,3,64,64)
     body,meta = load_body(save_body(m, tmp_path/'b'))
     assert meta['arch']=='haiku_resnet'
     with torch.no_grad():
@@ -151,7 +149,7 @@ def test_what_came_from_deepmind_can_be_saved_and_given_to_timm(ckpt, tmp_path):
         assert torch.equal(to_timm(m).eval()(x), m.embed(x))
 
 def test_what_came_from_deepmind_can_be_fine_tuned_and_pretrained(ckpt):
-    m = from_deepmind(ckpt)
+    m = from_deepmind(ckpt, **widths())
     dls = image_dls(noise(12,64), n_val=4, bs=4, y=[i%2 for i in range(12)])
     hush(byol_vision_learner(dls, m, n_out=2, loss_func=CrossEntropyLossFlat())).fit(1)
     byol_learn(image_dls(noise(12,64), n_val=4, bs=4), m).fit(1, 1e-3)
@@ -198,7 +196,7 @@ def fake_modules(monkeypatch):
 def test_deepmind_pickles_with_haikus_and_dills_names(protocol, tmp_path, monkeypatch):
     "Written under the names that haiku, dill and jax give, none of which is imported to read them"
     online,target = pair()
-    want = from_deepmind(write(tmp_path/'q.pkl', state_of(online, target)))
+    want = from_deepmind(write(tmp_path/'q.pkl', state_of(online, target)), **widths())
     names = fake_modules(monkeypatch)
     def array(a): return As(names['dill._dill']['_create_array'], *a.__reduce__()[:2], a.__reduce__()[2], None)
     def jaxed(a): return As(names['jax._src.array']['_reconstruct_array'], *a.__reduce__(), dict(weak_type=False))
@@ -209,7 +207,7 @@ def test_deepmind_pickles_with_haikus_and_dills_names(protocol, tmp_path, monkey
     state = State({**state_of(online, target), 'opt_state':(names['optax._src.base']['EmptyState'](),)})
     with (tmp_path/'p.pkl').open('wb') as f: Pickler(f, protocol).dump(dict(experiment_state=state, step=7))
     for module in names: monkeypatch.delitem(sys.modules, module)
-    assert same_sd(from_deepmind(tmp_path/'p.pkl').state_dict(), want.state_dict())
+    assert same_sd(from_deepmind(tmp_path/'p.pkl', **widths()).state_dict(), want.state_dict())
 
 @pytest.mark.parametrize('protocol', [2,4])
 @pytest.mark.parametrize('o,name', [(As(os.system, 'touch {}'), 'posix.system|nt.system'),
@@ -221,8 +219,7 @@ def test_a_pickle_may_name_arrays_and_nothing_else(o, name, protocol, tmp_path):
     f,made = tmp_path/'p.pkl',tmp_path/'made'
     if isinstance(o, As): o = As(o.r[0], *(a.format(made) if isinstance(a, str) else 1 for a in o.r[1]))
     f.write_bytes(pickle.dumps(dict(experiment_state=o), protocol=protocol))
-    with pytest.raises(ValueError, match=name): read_data_pickle(f)
-    with pytest.raises(ValueError, match='nothing in it was run'): from_deepmind(f)
+    with pytest.raises(ValueError, match=f'nothing in it was run.*({name})'): from_deepmind(f)
     assert not made.exists()
 
 @pytest.mark.parametrize('raw', [b'', b'nonsense', b'cos\nsystem\n(S"true"\ntR.', b'\x80\x02}b.', b'\x80\x04Pspam\n.',
@@ -235,16 +232,16 @@ def test_a_truncated_checkpoint_is_refused(ckpt):
     raw = ckpt.read_bytes()
     for i in range(10):
         ckpt.write_bytes(raw[:len(raw)*i//10])
-        with pytest.raises(ValueError, match='p.pkl'): from_deepmind(ckpt)
+        with pytest.raises(ValueError, match='p.pkl'): from_deepmind(ckpt, **widths())
 
 def test_a_damaged_checkpoint_is_refused_or_has_other_numbers(ckpt):
     raw,rng = ckpt.read_bytes(),random.Random(0)
-    keys = from_deepmind(ckpt).state_dict().keys()
+    keys = from_deepmind(ckpt, **widths()).state_dict().keys()
     for i in range(25):
         damaged = bytearray(raw)
         damaged[rng.randrange(len(raw))] ^= rng.randrange(1, 256)
         ckpt.write_bytes(damaged)
-        try: m = from_deepmind(ckpt)
+        try: m = from_deepmind(ckpt, **widths())
         except ValueError: continue
         assert m.state_dict().keys()==keys
 
@@ -260,7 +257,7 @@ def test_a_damaged_checkpoint_is_refused_or_has_other_numbers(ckpt):
 def test_what_does_not_fit_is_named(change, msg, tmp_path):
     online,target = pair()
     change(online.params, online.state)
-    with pytest.raises(ValueError, match=msg): from_deepmind(write(tmp_path/'p.pkl', state_of(online, target)))
+    with pytest.raises(ValueError, match=msg): from_deepmind(write(tmp_path/'p.pkl', state_of(online, target)), **widths())
 
 def test_other_checkpoints_of_deepmind_are_named(tmp_path):
     f = write(tmp_path/'p.pkl', dict(backbone_params={}, backbone_state={}))
@@ -314,7 +311,7 @@ def test_the_card_lists_what_was_noted_in_the_file(noted, local, tmp_path):
     assert '\nlicense: mit\n' in card
     made = ['knn: `0.714`', 'epochs: `200`', 'command: `fastbyol-pretrain photos`', 'card: `H200`']
     for line in made: assert f'\n- {line}\n' in card
-    assert f"timm.create_model('{local}'" in card and 'features = net(x) #' in card
+    assert f"timm.create_model('{local}'" in card and 'features = net.forward_features(x).mean((2, 3)) #' in card
 
 def test_the_card_of_a_model_without_notes_has_no_figures(local, tmp_path):
     to_hub(BYOL('test_resnet', **quick), local)
@@ -326,13 +323,6 @@ def test_a_card_is_renewed_and_a_readme_of_the_user_is_left_alone(noted, tmp_pat
     assert (tmp_path/'README.md').read_text()=='my project'
     for knn in (1,2): to_hub(noted, f"local-dir:{tmp_path/'m'}", info=dict(knn=knn))
     assert '- knn: `2`' in (tmp_path/'m/README.md').read_text()
-
-def test_a_folder_of_16_bits_is_half_as_large_and_embeds_the_same(noted, local, tmp_path):
-    m,x = from_hub(to_hub(noted, local), **quick),torch.rand(2,3,64,64)
-    size = (tmp_path/'m/model.safetensors').stat().st_size
-    half = from_hub(to_hub(noted, local, dtype=torch.float16), **quick)
-    assert (tmp_path/'m/model.safetensors').stat().st_size<.6*size
-    with torch.no_grad(): torch.testing.assert_close(half.embed(x), m.embed(x), rtol=1e-2, atol=1e-2)
 
 class Api:
     "What `timm` calls of `huggingface_hub.HfApi`"
@@ -376,8 +366,10 @@ def test_what_timm_could_not_rebuild_is_not_shared(make, local, tmp_path):
 
 @pytest.mark.parametrize('name', ['resnet18','me/mine','hf-hub:','local-dir:'])
 def test_a_name_needs_its_kind(name):
-    for f in (from_hub, lambda n: to_hub(small_byol(), n)):
-        with pytest.raises(ValueError, match='hf-hub:user/model'): f(name)
+    with pytest.raises(ValueError, match='hf-hub:user/model'): to_hub(small_byol(), name)
+
+def test_a_name_that_timm_does_not_know_is_named():
+    with pytest.raises(ValueError, match='could not load me/mine'): from_hub('me/mine')
 
 def test_damaged_folders_are_refused(noted, local, tmp_path):
     name,weights = to_hub(noted, local),tmp_path/'m/model.safetensors'
@@ -434,12 +426,9 @@ def test_from_torch_finds_the_bodies_of_every_library(kind, arch, nets, tmp_path
     torch.testing.assert_close(momentum, features(target, x32))
     assert not m.training
 
-@pytest.mark.parametrize('kind', ['byol_pytorch','lightly'])
-def test_from_torch_takes_the_target_where_asked(kind, nets):
-    m = from_torch(files[kind](*nets), 'resnet18', target=True, **quick)
-    with torch.no_grad(): torch.testing.assert_close(m.embed(x32), features(nets[1], x32))
-    with pytest.raises(ValueError, match='prefix'): from_torch(files['bare'](*nets), 'resnet18', target=True, **quick)
-    with pytest.raises(ValueError, match='target=True'): from_torch(named('target.', nets[0]), 'resnet18', **quick)
+def test_from_torch_takes_the_only_body_there_is(nets):
+    m = from_torch(named('target.', nets[0]), 'resnet18', **quick)
+    with torch.no_grad(): torch.testing.assert_close(m.embed(x32), features(nets[0], x32))
 
 @pytest.mark.parametrize('kind', ['byol_pytorch','self_supervised'])
 def test_from_torch_fills_a_network_of_your_own(kind, nets):
@@ -482,25 +471,11 @@ def test_from_torch_names_what_does_not_fit(change, msg, nets):
     change(sd)
     with pytest.raises(ValueError, match=msg): from_torch(sd, 'resnet18', **quick)
 
-def test_from_torch_takes_the_prefix_that_is_asked_for(nets):
-    sd = {**named('x.', nets[0]), **named('y.z.', nets[1])}
-    for p,net in (('x',nets[0]),('y.z.',nets[1])):
-        m = from_torch(sd, 'resnet18', prefix=p, **quick)
-        with torch.no_grad(): torch.testing.assert_close(m.embed(x32), features(net, x32))
-    with pytest.raises(ValueError, match='prefix'): from_torch(sd, 'resnet18', prefix='y', **quick)
-
 def test_from_torch_does_not_run_what_is_in_a_file(tmp_path):
     f,made = tmp_path/'f.pt',tmp_path/'made'
     torch.save(dict(state_dict={}, hparams=As(os.system, f'touch {made}')), f)
-    with pytest.raises(ValueError, match='could run code'): from_torch(f, 'test_resnet', **quick)
+    with pytest.raises(pickle.UnpicklingError): from_torch(f, 'test_resnet', **quick)
     assert not made.exists()
-
-@pytest.mark.parametrize('raw', [b'', b'nonsense', b'PK\3\4'])
-def test_from_torch_refuses_damaged_files(raw, tmp_path):
-    for f in (tmp_path/'f.pt', tmp_path/'f.safetensors'):
-        f.write_bytes(raw)
-        with pytest.raises(ValueError, match=f.name): from_torch(f, 'test_resnet', **quick)
-    with pytest.raises(FileNotFoundError): from_torch(tmp_path/'g.pt', 'test_resnet', **quick)
 
 def test_the_pad_of_solo_learns_cifar_stem_is_another(nets):
     "Why the docs say to pass solo-learn's network"

@@ -288,7 +288,7 @@ def test_the_best_body_is_kept_the_start_included(tmp_path):
     learn,start = spoilt(at=1)
     assert learn.knn.best_epoch==0 and learn.knn.best==learn.knn.history.knn[0]
     best = learn.best_body()
-    body,_ = load_body(save_body(learn, tmp_path/'best', best=True), arch=conv_body())
+    body,_ = load_body(save_body(best, tmp_path/'best'), arch=conv_body())
     assert same_sd(body.state_dict(), best.body.state_dict())
     assert same_sd(best.body.state_dict(), start) and best.stats==learn.model.stats and not same_sd(sd_of(learn.model.body), start)
     assert knn_accuracy(best, *learn.knn.pair, k=5)==learn.knn.best

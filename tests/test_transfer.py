@@ -1,7 +1,7 @@
 "The body out of pretraining and into fastai, timm and files: lock-step with fastai's own learners"
 from conftest import *
 from fastbyol.core import eval_mode, find_normalize, normalize_stats
-from fastbyol.transfer import check_images, timm_representation
+from fastbyol.transfer import check_images, timm_features
 from safetensors import safe_open
 from safetensors.torch import save_file, load_file
 import fastbyol.transfer, inspect, json, timm
@@ -56,10 +56,10 @@ def test_pretrain_hand_over_fine_tune_and_file(arch, kw, size, tmp_path):
     assert not torch.equal(body_of(c, x), want) # unfrozen
     with eval_mode(m): assert torch.equal(m.body(x), want) # what was pretrained is as it was
     # into a file and back
-    f = save_body(learn, tmp_path/'b'); body,meta = load_body(f)
+    body,meta = loaded = load_body(save_body(learn, tmp_path/'b'), arch=Own() if arch is Own else None)
     assert meta.spec.n_features==m.n_features and not body.training
     with torch.no_grad(): torch.testing.assert_close(pool_features(body(x), meta.spec.nhwc), rep)
-    a,b = (get_embeddings(o, dls.valid)[0] for o in (f,learn)); torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    a,b = (get_embeddings(o, dls.valid)[0] for o in (loaded,learn)); torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 timm_archs = 'test_resnet','test_convnext','test_efficientnet'
 vl_archs = pytest.mark.parametrize('arch', [*timm_archs,resnet18,xresnet18], ids=name_of)
@@ -168,10 +168,10 @@ def read(file):
     with safe_open(file, 'pt') as f: return f.metadata()['fastbyol'],{k:f.get_tensor(k) for k in f.keys()}
 
 def rewrite(file, meta=None, sd=None):
-    "The file with other metadata or weights, and their checksum"
+    "The file with other metadata or weights"
     text,old = read(file)
     new,text = sd(old) if sd else old,meta if isinstance(meta, str) else json.dumps({**json.loads(text), **(meta or {})})
-    save_file(new, file, metadata=dict(fastbyol=text, sha256=fastbyol.transfer._digest(text, new)))
+    save_file(new, file, metadata=dict(fastbyol=text))
 
 @pytest.mark.parametrize('sd,msg', [
     (lambda s: {k:v for k,v in s.items() if 'conv.weight' not in k}, 'missing, first module.conv.weight'),
@@ -181,29 +181,17 @@ def test_weights_that_do_not_fit_are_named(file, sd, msg):
     rewrite(file, sd=sd)
     with pytest.raises(ValueError, match=msg): load_body(file, arch=Own())
 
-def test_flipped_bytes_are_refused_or_do_no_harm(file):
-    whole,sd,r,n = file.read_bytes(),load_body(file)[0].state_dict(),random.Random(0),Counter()
-    head = int.from_bytes(whole[:8], 'little')+8
-    for i in range(300): # every other one in the head, which is the smaller part
-        b = bytearray(whole); at = r.randrange(head if i%2 else len(b)); b[at] ^= r.randrange(1, 256); file.write_bytes(b)
-        try: body,meta = load_body(file)
-        except ValueError as e: assert file.name in str(e); n['refused'] += 1
-        else: assert same_sd(body.state_dict(), sd) and meta['arch'].endswith(':Own')
-    assert n['refused']>295
+def test_a_file_with_a_checksum_still_loads(file):
+    text,sd = read(file)
+    text = json.dumps({**json.loads(text), 'checksum':'sha256'})
+    save_file(sd, file, metadata=dict(fastbyol=text, sha256='0'*64))
+    assert same_sd(load_body(file, arch=Own())[0].state_dict(), sd)
 
-@pytest.mark.parametrize('lost', ['sha256','both'])
-def test_a_file_without_checksum_loads_only_if_it_never_had_one(file, lost):
-    text,sd = read(file); text = json.loads(text)
-    if lost=='both': del text['checksum']
-    save_file(sd, file, metadata=dict(fastbyol=json.dumps(text)))
-    if lost=='both': assert same_sd(load_body(file)[0].state_dict(), sd)
-    else:
-        with pytest.raises(ValueError, match='damaged'): load_body(file)
-
-def test_a_file_of_before_16_bits_and_timm_names_loads(file):
-    text,sd = read(file); text = json.loads(text); del text['for_timm']
-    text = json.dumps(text); save_file(sd, file, metadata=dict(fastbyol=text, sha256=fastbyol.transfer._digest(text, sd)))
-    assert same_sd(load_body(file)[0].state_dict(), sd)
+def test_a_file_by_timms_names_still_loads(tmp_path):
+    m,x = pretrained('test_resnet'),torch.randn(2,3,64,64)
+    file = save_body(m, tmp_path/'b')
+    rewrite(file, dict(for_timm=True), lambda sd: to_timm(m, num_classes=None).state_dict())
+    with torch.no_grad(): assert torch.equal(as_encoder(file)(x), m.embed(x))
 
 def test_of_several_processes_the_first_one_writes(tmp_path, monkeypatch):
     monkeypatch.setenv('RANK', '1')
@@ -255,7 +243,7 @@ def test_the_file_holds_the_body_alone_and_what_rebuilds_it(tmp_path):
     assert {k:meta[k] for k in want}==want
     np.testing.assert_allclose(meta.spec.stats, ((.1,),(.2,)), rtol=1e-6)
 
-# --- 16 bits, and timm's names
+# --- 16 bits
 
 @pytest.mark.parametrize('dtype', [torch.float16,torch.bfloat16])
 def test_16_bits_halve_the_file_and_hardly_change_embeddings(dtype, tmp_path):
@@ -271,33 +259,6 @@ def test_16_bits_keep_statistics_as_they_are(tmp_path):
     m = own_byol(); sd = load_file(save_body(m, tmp_path/'a', dtype=torch.float16))
     assert all(torch.equal(sd[k], v) for k,v in m.body.state_dict().items() if 'bn' in k)
     assert sd['module.conv.weight'].dtype==torch.float16
-
-@pytest.mark.parametrize('arch,kw', [('test_resnet',{}), ('test_convnext',dict(n_in=1)), ('test_vit',dict(img_size=64)),
-    ('test_mambaout',{})])
-@pytest.mark.parametrize('dtype', [None,torch.float16])
-def test_timm_reads_a_file_for_timm_strictly(arch, kw, dtype, tmp_path):
-    m = pretrained(arch, **kw); f = save_body(m, tmp_path/'b', for_timm=True, dtype=dtype)
-    n_in,size = kw.get('n_in', 3),dict(img_size=64) if 'img_size' in kw else {}
-    net = timm.create_model(arch, checkpoint_path=f, in_chans=n_in, **size).eval(); x = torch.randn(2,n_in,64,64)
-    tol = dict(rtol=0, atol=0) if dtype is None else dict(rtol=.01, atol=.01)
-    with torch.no_grad():
-        torch.testing.assert_close(net.forward_features(x), m.body.model.forward_features(x), **tol)
-        torch.testing.assert_close(as_encoder(f)(x), m.embed(x), **tol) # and so do we
-
-def test_a_file_for_timm_warns_of_layers_that_were_not_trained(tmp_path):
-    with pytest.warns(UserWarning, match='not trained: use `net.forward_features'):
-        save_body(pretrained('mobilenetv3_small_050'), tmp_path/'b', for_timm=True)
-
-def test_timm_drops_the_classifier_where_it_knows_the_file_as_published_weights(tmp_path):
-    m = pretrained('test_resnet'); x = torch.randn(2,3,64,64)
-    kw = dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(save_body(m, tmp_path/'b', for_timm=True))))
-    with torch.no_grad(): assert torch.equal(timm.create_model('test_resnet', num_classes=0, **kw).eval()(x), m.embed(x))
-    other = BYOL('test_resnet', **quick, **kw).eval(); assert torch.equal(other.embed(x), m.embed(x))
-
-@pytest.mark.parametrize('make', [own_byol, lambda: BYOL(resnet18, **quick), lambda: BYOL('test_resnet', small_stem=True)])
-def test_what_timm_cannot_build_is_not_written_for_it(make, tmp_path):
-    with pytest.raises(ValueError, match='leave `for_timm` out'): save_body(make(), tmp_path/'b', for_timm=True)
-    assert not list(tmp_path.iterdir())
 
 # --- published weights, from a local file
 
@@ -355,6 +316,12 @@ def test_to_timm_computes_the_same_or_says_what_does(arch, kw, rep, recwarn):
         torch.testing.assert_close(eval(said[0]) if rep else net(x), m.embed(x)) # what it says gives the representation
     assert isinstance(t, type(timm.create_model(arch))) and tuple(t.pretrained_cfg['mean'])==m.stats[0] and t.num_classes==3
 
+def test_timm_reads_a_file_with_the_weights_of_to_timm(tmp_path):
+    m,x = pretrained('test_resnet', n_in=1),torch.randn(2,1,64,64)
+    save_file(to_timm(m, num_classes=None).state_dict(), tmp_path/'b.safetensors')
+    net = timm.create_model('test_resnet', checkpoint_path=tmp_path/'b.safetensors', in_chans=1).eval()
+    with torch.no_grad(): assert torch.equal(net.forward_features(x), m.body(x))
+
 def test_to_timm_is_a_copy():
     m = pretrained('test_resnet'); t = to_timm(m, num_classes=3)
     with torch.no_grad(): [p.zero_() for p in t.parameters()]
@@ -362,7 +329,7 @@ def test_to_timm_is_a_copy():
 
 def test_the_way_to_the_representation_is_code():
     m = pretrained('test_convnext')
-    assert timm_representation(m.body.model, m.spec)=='net.forward_features(x).mean((2, 3))'
+    assert timm_features(m.spec)=='net.forward_features(x).mean((2, 3))'
 
 def test_to_timm_is_for_timm_names():
     with pytest.raises(TypeError, match='timm names'): to_timm(pretrained(xresnet18))
