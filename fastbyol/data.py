@@ -422,9 +422,9 @@ def _split_roots(path):
     if all(roots): return roots
     odd = [o for o in folders if re.search(_part_word, o.name) and _is_data(o)]
     # one that holds no folders is a class of that name, unless all folders have such a name
-    if not any(_is_data(o) for part in odd for o in part.glob('*/')) and any(_is_data(o) for o in {*folders}-{*odd}):
-        odd = [o for o in folders if all(_known_parts(o))]
-    names = ', '.join(o.name for o in odd[:4])
+    if not any(_is_data(o) for part in odd for o in part.glob('*/')) and any(map(_is_data, {*folders}-{*odd})):
+        odd = [part for o in folders if all(found := _known_parts(o)) for part in found]
+    names = ', '.join(str(o.relative_to(path)) for o in odd[:4])
     if odd: raise ValueError(f"Is {path} split, by {names}? Name the parts `train` and `valid`, classes inside")
     return [path]
 

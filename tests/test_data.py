@@ -583,7 +583,7 @@ class Opener:
 def inner(n):
     def f(fn): return n
     return f
-@pytest.mark.parametrize('fn', [Opener(), inner(1), 'a'.join, partial(np.load), eval('lambda f: f')], ids=range(5))
+@pytest.mark.parametrize('fn', [Opener(), inner(1), 'a'.join, partial(np.load)], ids=range(4))
 def test_a_function_whose_source_is_not_known_is_an_error_on_disk_and_no_cache_by_itself(fn, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='source of `open_fn` is not known.*use a function of a module'):
         make(write(tmp_path), in_memory='disk', open_fn=fn)
