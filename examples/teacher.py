@@ -39,7 +39,7 @@ def main(
         frozen = as_encoder(teacher, **overlay)
         frozen.view_size = teacher_size
         for name,kw in {'BYOL alone':dict(tau=.99), 'with a teacher':dict(teacher=frozen)}.items():
-            def arch(): return small_resnet(3, (32,64,128,256))
+            def arch(): return small_resnet(3, (16,32,64,128))
             kw = dict(kw, hidden_size=1024)
             per_step = step_seconds(dls, arch=arch(), **kw)
             epochs = max(1, round(minutes*60/(per_step*len(dls.train))))

@@ -23,7 +23,8 @@ __all__ = [o for o in globals() if not o.startswith('_')]
 _renamed = dict(labelled_loaders='labelled_dls', published_body='published_encoder',
     fresh_body='random_encoder', as_body='as_encoder', Precision='fastbyol.device.DeviceMixedPrecision',
     ByolLars='fastbyol.optim.Lars', cached_images='labelled_dls` or `unlabelled_dls',
-    check_precision='learn.set_precision', CacheError='OSError', predictor_splitter='byol_splitter')
+    check_precision='learn.set_precision', CacheError='OSError', predictor_splitter='byol_splitter',
+    Clip='torch.nn.Hardtanh(0, 1)', clear_cache='rm -r ~/.cache/fastbyol')
 _rooms = ('core body views model data callback optim recipe device learner transfer evaluate monitor '
     'checkpoint distributed explore interop').split()
 

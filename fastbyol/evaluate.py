@@ -346,16 +346,16 @@ def _few_label_runs(names, encoders, dls, by, amounts, seeds, bs, **kwargs):
     data = {owner:_dls_for(enc, dls) for owner,enc in encoders.items()}
     embedded = {o:[get_embeddings(enc, dl) for dl in data[o].loaders] for o,enc in encoders.items()}
     (_,y),(_,test_y) = embedded['BYOL']
-    # asks too much? then before any training
-    draws = {(n,s):few_labels(y, y, seed=s, **{by:n}) for n in amounts for s in seeds}
+    # asks too much? then before any training; each draw once, since a repeated one would hide the error
+    draws = {tuple(few_labels(y, y, seed=s, **{by:n})):(n,s) for n in amounts for s in seeds}
     # by all training images, which takes no labels
     feats = {owner:_standardise(train, test) for owner,((train,_),(test,_)) in embedded.items()}
     if 'pixels, nearest' in names: feats['pixels'] = _pixels(data['BYOL'].valid)
     kwargs = dict(n_out=int(y.max())+1, loss_func=CrossEntropyLossFlat()) | kwargs
     runs = []
-    for (n,s),rows in draws.items():
+    for rows,(n,s) in draws.items():
         for name in names:
-            with fixed_rng(s): right = _predict(name, rows, y, encoders, data, feats, bs, **kwargs)==test_y
+            with fixed_rng(s): right = _predict(name, list(rows), y, encoders, data, feats, bs, **kwargs)==test_y
             runs.append({'contestant':name, by:n, 'seed':s, 'accuracy':right.float().mean().item()})
     return pd.DataFrame(runs)
 

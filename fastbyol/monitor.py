@@ -322,6 +322,12 @@ def report(self:HealthMonitor)->str: # for people
 
 # %% ../nbs/12_monitor.ipynb #c575c66b
 @patch
+def plot(self:HealthMonitor)->plt.Figure:
+    "What was measured, by epoch"
+    style = dict(subplots=True, layout=(1,3), figsize=(9,2.4), style='o-', ms=3)
+    return self.history.plot('epoch', ['std','rank','agreement'], **style)[0,0].figure
+
+@patch
 def plot_curves(self:Learner,
     figsize:tuple=None # in inches; None: by the number of panels
 ): # the figure

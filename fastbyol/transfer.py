@@ -57,9 +57,11 @@ def save_body(
     source, # `Learner` that trained a `BYOL`, a `BYOL`, or an `Encoder`
     file:str|Path, # file to write; `.safetensors` is appended where missing
     dtype:torch.dtype=None, # of weights in the file, such as `torch.float16`; vectors keep theirs
+    best:bool=False, # of a `Learner`: the best body that its `KNNCallback` has seen?
     **info # anything more to note in the file, such as `epochs=100`: numbers, strings, lists
 )->Path: # the file
     "Write the online body, with what rebuilds it, to a safetensors file"
+    if best: source = source.best_body()
     m,file = source if isinstance(source, Encoder) else _byol(source),_body_path(file)
     spec = m.spec
     meta = dict(format=_format, fastbyol=fastbyol.__version__, **_arch_meta(spec.arch), kwargs=spec.kwargs, info=info)

@@ -223,6 +223,12 @@ def test_linear_mistakes_are_named(model, kw, msg):
 
 # --- few labels
 
+def test_a_draw_that_repeats_is_no_draw():
+    kw = dict(seeds=3, contestants=('BYOL, linear','pixels, nearest'))
+    res = label_efficiency(small_byol(), few_dls(12), per_class=(2,4), **kw)
+    assert set(res[res.per_class==4].n)=={1} and set(res[res.per_class==2].n)=={3}
+    assert not res.table()[4].str.contains('±').any() and res.table()[2].str.contains('±').all()
+
 def test_random_weights_compete_where_they_are_named():
     names = ('random weights, linear','random weights, fine-tuned','BYOL, linear')
     res = label_efficiency(small_byol(), few_dls(12), per_class=(2,), seeds=1, steps=2, contestants=names)
