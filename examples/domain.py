@@ -32,8 +32,8 @@ def main(
     hidden:int=1024, # hidden width of the heads
     per_class:str='1,5,10,25', # labels per class
     draws:int=5, # draws of labels
-    steps:int=60, # optimiser steps of fine-tuning and of training from scratch
-    measure:str='both', # 'linear', 'fine-tuned' or 'both'
+    steps:int=50, # optimiser steps of fine-tuning and of training from scratch
+    measure:str='all', # 'linear', 'fine-tuned', 'scratch' or 'all'
     body:str=None, # file of a body that an earlier call pretrained, to measure it alone
     seed:int=0, # of the halves, of BYOL and of the first draw
     out:str=None, # file for the body and, as JSON, for all figures
@@ -61,13 +61,14 @@ def main(
         if out: save_body(learn, out)
 
     kinds = {'linear':('BYOL, linear','ImageNet weights, linear','pixels, nearest'),
-             'fine-tuned':('BYOL, fine-tuned','ImageNet weights, fine-tuned','from scratch')}
+             'fine-tuned':('BYOL, fine-tuned','ImageNet weights, fine-tuned'), 'scratch':('from scratch',)}
     others = {'ImageNet weights':as_encoder(arch, **overlay)}
     amounts,runs = [int(o) for o in per_class.split(',')],[]
     for kind,contestants in kinds.items():
-        if measure not in (kind,'both'): continue
+        if measure not in (kind,'all'): continue
         start = time.time()
-        res = label_efficiency(source, labelled, amounts, draws, contestants, others=others, steps=steps, seed=seed)
+        res = label_efficiency(source, labelled, amounts, draws, contestants, others=others, steps=steps, seed=seed,
+                               **({} if kind=='linear' else dict(cbs=ChannelsLast())))
         print(f"\nLabels per class, accuracy in % (mean ± standard error of {draws} draws), {(time.time()-start)/60:.0f} min\n")
         print(res.table().to_string(), flush=True)
         runs += res.runs.to_dict('records')
