@@ -449,6 +449,7 @@ def _put_aside(files, label, pct, seed):
 
 def _labelled_files(path, valid, pct, seed, label):
     "Files for training, files put aside, what tells their class, and all classes"
+    if not 0<pct<1: raise ValueError(f"The part put aside must be in (0,1), got {pct!r}")
     parts = [path] if valid is None else [path,valid]
     roots = [Path(o) for o in parts if not is_listy(o)]
     if valid is None and roots: parts = roots = _split_roots(roots[0])
