@@ -320,13 +320,14 @@ def report(self:HealthMonitor)->str: # for people
             f"effective rank {row['rank']:.1f} of at most {most} on {row['images']} images, "
             f"predictions agree with targets to {row['agreement']:.2f}. {' '.join(found)}")
 
-# %% ../nbs/12_monitor.ipynb #c575c66b
+# %% ../nbs/12_monitor.ipynb #74954d6b
 @patch
 def plot(self:HealthMonitor)->plt.Figure:
     "What was measured, by epoch"
     style = dict(subplots=True, layout=(1,3), figsize=(9,2.4), style='o-', ms=3)
     return self.history.plot('epoch', ['std','rank','agreement'], **style)[0,0].figure
 
+# %% ../nbs/12_monitor.ipynb #c575c66b
 @patch
 def plot_curves(self:Learner,
     figsize:tuple=None # in inches; None: by the number of panels
