@@ -21,7 +21,7 @@ def main(
     weights:str=None, # file of its published weights; downloaded when left out
     minutes:float=3., # time for each pretraining
     size:int=64, # side of the pupil's views in pixels
-    teacher_size:int=96, # side at which the teacher sees them
+    teacher_size:int=64, # side at which the teacher sees them
     bs:int=64, # images per batch
     seeds:str='0,1,2', # seeds of the halves, the weights and the labels
     per_class:str='5,25', # labels per class
