@@ -9,10 +9,10 @@ __all__ = ['write_digits', 'digit_view', 'small_resnet', 'demo']
 
 # %% ../nbs/18_demo.ipynb #fd97254f
 import tempfile,time
+from .core import * # first: it silences a warning of torch about the next two
 import kornia.augmentation as K
-from sklearn.datasets import load_digits
 from fastai.vision.all import *
-from .core import *
+from sklearn.datasets import load_digits
 from .all import *
 from .data import mark_output
 from .evaluate import pick_items

@@ -14,8 +14,8 @@ from matplotlib.transforms import Bbox
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
+from .core import * # before fastai: it silences a warning of torch
 from fastai.vision.all import *
-from .core import *
 from .data import *
 from .evaluate import *
 

@@ -12,8 +12,8 @@ import pickle,timm,safetensors.torch
 from timm.layers import Conv2dSame, create_pool2d
 from timm.models import build_model_with_cfg, register_model, save_for_hf, push_to_hf_hub
 from timm.models.resnet import ResNet as TimmResNet, Bottleneck, downsample_conv
+from .core import * # before fastai: it silences a warning of torch
 from fastai.vision.all import *
-from .core import *
 from .body import *
 from .model import *
 from .transfer import *

@@ -98,8 +98,9 @@ def test_unknown_names_are_unknown():
 
 def run(*args): return subprocess.run([sys.executable, *args], capture_output=True, text=True, cwd=root)
 
-def test_importing_prints_nothing():
-    res = run('-c', 'from fastbyol.all import *')
+@pytest.mark.parametrize('code', ['from fastbyol.all import *', *[f'import fastbyol.{o}' for o in ('explore','interop','demo','commands')]])
+def test_importing_prints_nothing(code):
+    res = run('-c', code)
     assert (res.returncode, res.stdout, res.stderr)==(0, '', '')
 
 def test_importing_leaves_fastai_alone():
