@@ -329,7 +329,8 @@ def _predict(name, rows, y, encoders, data, feats, bs, steps, lr, **kwargs):
         return torch.as_tensor(LogisticRegression(max_iter=5000).fit(feats[rows], y[rows]).predict(test))
     few,none,test = _few(train, rows, min(bs, len(rows)), True),_few(train, [], bs),_few(valid, range(valid.n), 256)
     enc = encoders[owner] if owner else random_encoder(encoders['BYOL'])
-    learn = byol_vision_learner(DataLoaders(few, none, device=test.device), enc, **kwargs)
+    # all of them, since the learner normalises the images of its loaders
+    learn = byol_vision_learner(DataLoaders(few, none, test, device=test.device), enc, **kwargs)
     epochs = max(1, math.ceil(steps/max(1, len(few))))
     with learn.no_bar(), learn.no_logging():
         if kind=='fine-tuned' and epochs>=3: learn.fine_tune(epochs - epochs//3, lr, freeze_epochs=epochs//3)

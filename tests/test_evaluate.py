@@ -223,6 +223,20 @@ def test_linear_mistakes_are_named(model, kw, msg):
 
 # --- few labels
 
+@pytest.mark.parametrize('name', ['BYOL, fine-tuned','from scratch'])
+def test_what_is_measured_is_normalised_as_what_is_trained_on(name):
+    spreads = {True:set(), False:set()}
+    class Look(Callback):
+        def before_batch(self): spreads[self.training].add(round(self.x.std().item(), 1))
+    label_efficiency(small_byol(), few_dls(24), per_class=2, seeds=1, contestants=(name,), steps=3, cbs=Look())
+    assert min(spreads[False])>1 and spreads[False]<=spreads[True]|{min(spreads[True])-.1,max(spreads[True])+.1}
+
+def test_fine_tuning_learns_what_can_be_learned():
+    x = torch.rand(80,3,16,16)/4; y = [i%2 for i in range(80)]; x[1::2,0] += .5 # red or not
+    dls = DataLoaders(dl_of(x[:40], y[:40]), dl_of(x[40:], y[40:]))
+    res = label_efficiency(small_byol(), dls, per_class=8, seeds=1, contestants=('BYOL, fine-tuned','from scratch'), steps=60, lr=1e-2)
+    assert (res['mean']>.9).all(), res
+
 def test_a_draw_that_repeats_is_no_draw():
     kw = dict(seeds=3, contestants=('BYOL, linear','pixels, nearest'))
     res = label_efficiency(small_byol(), few_dls(12), per_class=(2,4), **kw)
