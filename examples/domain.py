@@ -43,7 +43,6 @@ def main(
     warnings.filterwarnings('ignore', category=FutureWarning) # of torch, about its own modules
     set_seed(seed)
     pool,test = split_files(folder, .5, seed)
-    unlabelled = unlabelled_dls(pool, size, bs, valid_pct=0, in_memory=True)
     labelled = labelled_dls(pool, size, bs, valid=test, in_memory=True)
     print(f"{date.today()}, {torch.get_num_threads()} threads of {platform.machine()}, torch {torch.__version__}, seed {seed}")
     print(f"{len(pool):,} images of {len(labelled.vocab)} classes in the pool, {len(test):,} to measure on", flush=True)
@@ -52,6 +51,7 @@ def main(
     about = dict(command=' '.join(['python', *sys.argv]), date=str(date.today()), images=len(pool), size=size)
     if body: source = body
     else:
+        unlabelled = unlabelled_dls(pool, size, bs, valid_pct=0, in_memory=True)
         source = learn = byol_learner(unlabelled, arch, recipe=recipe(epochs, bs, pretrained=True), hidden_size=hidden,
                                       freeze_bn=freeze_bn, model_args=overlay, cbs=KNNCallback(labelled))
         with learn.no_bar(), learn.no_logging(): learn.fit_byol(cbs=EpochLog())
@@ -67,8 +67,7 @@ def main(
     for kind,contestants in kinds.items():
         if measure not in (kind,'all'): continue
         start = time.time()
-        res = label_efficiency(source, labelled, amounts, draws, contestants, others=others, steps=steps, seed=seed,
-                               **({} if kind=='linear' else dict(cbs=ChannelsLast())))
+        res = label_efficiency(source, labelled, amounts, draws, contestants, others=others, steps=steps, seed=seed, cbs=ChannelsLast())
         print(f"\nLabels per class, accuracy in % (mean ± standard error of {draws} draws), {(time.time()-start)/60:.0f} min\n")
         print(res.table().to_string(), flush=True)
         runs += res.runs.to_dict('records')

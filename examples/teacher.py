@@ -31,15 +31,15 @@ def main(
     warnings.filterwarnings('ignore', category=FutureWarning) # of torch, about its own modules
     print(f"{date.today()}, {torch.get_num_threads()} threads of {platform.machine()}, torch {torch.__version__}")
     amounts = [int(o) for o in per_class.split(',')]
+    overlay = dict(pretrained_cfg_overlay=dict(file=weights)) if weights else {}
+    frozen = as_encoder(teacher, **overlay)
+    frozen.view_size = teacher_size
+    def arch(): return small_resnet(3, (16,32,64,128))
     for seed in map(int, seeds.split(',')):
         train,test = split_files(folder, .5, seed)
         dls = unlabelled_dls(train, size, bs, valid_pct=0, in_memory=True)
         labelled = labelled_dls(train, size, valid=test, in_memory=True)
-        overlay = dict(pretrained_cfg_overlay=dict(file=weights)) if weights else {}
-        frozen = as_encoder(teacher, **overlay)
-        frozen.view_size = teacher_size
         for name,kw in {'BYOL alone':dict(tau=.99), 'with a teacher':dict(teacher=frozen)}.items():
-            def arch(): return small_resnet(3, (16,32,64,128))
             kw = dict(kw, hidden_size=1024)
             per_step = step_seconds(dls, arch=arch(), **kw)
             epochs = max(1, round(minutes*60/(per_step*len(dls.train))))

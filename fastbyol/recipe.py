@@ -36,8 +36,8 @@ _order = '''preset opt epochs n_items bs size processes accumulate effective_bs 
 _defaults = (dict.fromkeys(_order) | _by('not given', n_items=None)
     | _by('default', size=224, pretrained=False, small_stem=False)
     | _by('DeepMind', mom=.9, eta=1e-3, trust_clip=False)
-    | _by('the paper', opt='lars', warmup=10., tau_end=1., blur=True, norm='batch')
-    | _by('the paper', body_lr_mult=1., pred_lr_mult=1.))
+    | _by('the paper', opt='lars', warmup=10., tau_end=1., body_lr_mult=1., pred_lr_mult=1.,
+          blur=True, norm='batch'))
 _adam = (_by('yours', opt='adam') | _by("torch's default", mom=.9) | _by("fastai's default", wd=.01)
     | _by("ours: fastai's default of 1e-3 at a batch of 64", base_lr=4e-3))
 _nette,_solo = "DeepMind's Imagenette setup","solo-learn's CIFAR-10 recipe"
