@@ -2,11 +2,12 @@
 
     python -m bench imagenette FOLDER --epochs 100                    # ResNet-18, 128 pixels, batches of 256
     python -m bench imagenette FOLDER --epochs 800 --minutes 9        # given again, it resumes, until done
+    python -m bench imagenette FOLDER --sizes 64,96,128               # views grow over the run
     python -m bench imagenette FOLDER --tiny                          # two epochs of a small network, to try it
 
 FOLDER holds train/ and val/ with a folder per class. The recipe is the preset 'imagenette'. A call stops after
-`--minutes`, at the end of an epoch; the same command resumes from the last checkpoint in `--out`. Published figures
-to compare with: lightly's BYOL reaches 70.5 % kNN after 200 epochs and 88.7 % after 800; DeepMind reaches 92.3 %
+`--minutes`, at the end of an epoch; the same command resumes from the checkpoint in `--out`. Published figures to
+compare with: lightly's BYOL reaches 70.5 % kNN after 200 epochs and 88.7 % after 800; DeepMind reaches 92.3 %
 linear after 1000.
 """
 import logging, time, warnings
@@ -18,6 +19,7 @@ from fastai.vision.all import Callback, set_seed
 from fastcore.script import call_parse
 
 from bench.timing import setting, table, write
+from fastbyol.core import dl_n
 from fastbyol.all import (CheckpointCallback, KNNCallback, byol_learner, find_images, knn_accuracy, label_efficiency,
     labelled_dls, linear_eval, recipe, save_body, unlabelled_dls)
 
@@ -37,15 +39,57 @@ class Stopwatch(Callback):
         self.notes = [o for o in self.notes if o['epoch']<=self.epoch] + [note]
         self.file.write_text(dumps(self.notes))
         if 'knn' in note: print(f"epoch {self.epoch+1:4}  {note['seconds']:6.1f} s  kNN {100*note['knn']:.1f} %")
-        if time.perf_counter()>self.end and self.epoch+1<self.n_epoch: raise KeyboardInterrupt
+        if time.perf_counter()<self.end or self.epoch+1==self.n_epoch: return
+        self.learn.checkpoint.save_now()
+        raise KeyboardInterrupt
 
-def evaluate(source, labelled, fast, steps):
+def evaluate(source, labelled, brief, steps):
     "Figures of a body, one after the other: (name, percent)"
     yield 'kNN', 100*knn_accuracy(source, labelled.train, labelled.valid)
     yield 'linear, logistic regression', 100*linear_eval(source, labelled, fast=True).top1
-    if not fast: yield 'linear', 100*linear_eval(source, labelled).top1
+    if brief: return
+    yield 'linear', 100*linear_eval(source, labelled, epochs=2 if steps<100 else 80).top1
     few = label_efficiency(source, labelled, pct=(.01, .1), seeds=1, steps=steps)
     for row in few.to_dict('records'): yield f"{row['contestant']}, {100*row['pct']:g} % of labels", 100*row['mean']
+
+def open_photos(folder, size, bs, tiny=False):
+    "Photos to pretrain on, and labelled ones to measure on"
+    train, val = (find_images(f'{folder}/{o}') for o in ('train', 'val'))
+    if tiny: train, val = train[::max(1, len(train)//64)], val[::max(1, len(val)//32)]
+    start = time.perf_counter()
+    dls, labelled = unlabelled_dls(train, size, bs, valid_pct=0), labelled_dls(train, size, valid=val)
+    print(f"{len(train):,} + {len(val):,} photos opened in {time.perf_counter()-start:.1f} s", flush=True)
+    return dls, labelled
+
+def run(dls, labelled, epochs, arch, grow, every, minutes, seed, out, file, brief, tiny):
+    "Pretrain or resume, measure, and save the body"
+    out = Path(out); out.mkdir(parents=True, exist_ok=True)
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
+    size, bs, n = dls.view_size, dls.train.bs, dl_n(dls.train)
+    plan = recipe(epochs, bs, n_items=n, size=size, preset='imagenette')
+    watch = Stopwatch(out/'epochs.json', minutes)
+    set_seed(seed)
+    cbs = [KNNCallback(labelled, every=every), CheckpointCallback(out/'checkpoints', every, keep=1), watch]
+    learn = byol_learner(dls, arch, recipe=plan, cbs=cbs)
+    learn.resume(out/'checkpoints', missing_ok=True)
+    try:
+        with learn.no_bar(), learn.no_logging(): learn.fit_byol(sizes=grow)
+    except KeyboardInterrupt:
+        print(f"Stopped after epoch {watch.notes[-1]['epoch']} of {epochs}: give the same command again to resume")
+        return
+    seconds = sum(o['seconds'] for o in watch.notes)
+    curve = {o['epoch']: o['knn'] for o in watch.notes if 'knn' in o}
+    res = setting(arch=arch, size=size, bs=bs, epochs=epochs, sizes=grow, seed=seed, precision=learn.precision, card=card,
+                  seconds=seconds, curve=curve, accuracy={}, published=published)
+    for nm, o in evaluate(learn, labelled, brief, 20 if tiny else 300):
+        res['accuracy'][nm] = o
+        print(f'{nm}: {o:.1f} %', flush=True)
+        write(res, file or out/'figures.json')
+    body = save_body(learn, out/'body', dtype=torch.float16, epochs=epochs, seconds=round(seconds), card=card,
+                     command=res['command'], **{k: round(v, 1) for k, v in res['accuracy'].items()})
+    print(f'\n{epochs} epochs in {seconds:.0f} s on {card}; the body is {body}\n')
+    rows = [*res['accuracy'].items(), *published.items()]
+    table(['', '%'], [[nm, f'{o:.1f}'] for nm, o in rows])
 
 @call_parse
 def main(
@@ -54,46 +98,18 @@ def main(
     size:int=128, # side of the views, in pixels
     bs:int=256, # images per batch
     arch:str='resnet18', # timm name
-    every:int=10, # epochs from one kNN to the next
+    sizes:str=None, # sides of the views over the run, such as 64,96,128; the last is where it is measured
+    every:int=10, # epochs from one kNN, and one checkpoint, to the next
     minutes:float=9., # after which this call stops; the same command resumes
     seed:int=0, # of weights and views
     out:str='imagenette-run', # folder for checkpoints, figures and the body
     json:str=None, # file to write the figures to; figures.json in `out` when left out
+    brief:bool=False, # measure kNN and logistic regression alone
     tiny:bool=False, # try the command: two epochs, 64 images, a small network
 ):
     "Pretrain on Imagenette with the preset 'imagenette', and evaluate"
     warnings.filterwarnings('ignore'); logging.disable(logging.WARNING)
     if tiny: epochs, size, bs, arch, every = 2, 32, 16, 'test_resnet', 1
-    out = Path(out); out.mkdir(parents=True, exist_ok=True)
-    train, val = (find_images(f'{folder}/{o}') for o in ('train', 'val'))
-    if tiny: train, val = train[::max(1, len(train)//64)], val[::max(1, len(val)//32)]
-    set_seed(seed)
-    start = time.perf_counter()
-    dls = unlabelled_dls(train, size, bs, valid_pct=0)
-    labelled = labelled_dls(train, size, valid=val)
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
-    print(f"{card}: {len(train):,} + {len(val):,} photos opened in {time.perf_counter()-start:.1f} s", flush=True)
-    plan = recipe(epochs, bs, n_items=len(train), size=size, preset='imagenette')
-    watch = Stopwatch(out/'epochs.json', minutes)
-    cbs = [KNNCallback(labelled, every=every), CheckpointCallback(out/'checkpoints'), watch]
-    learn = byol_learner(dls, arch, recipe=plan, precision='auto', cbs=cbs)
-    learn.resume(out/'checkpoints', missing_ok=True)
-    try:
-        with learn.no_bar(), learn.no_logging(): learn.fit_byol()
-    except KeyboardInterrupt:
-        print(f"Stopped after epoch {watch.notes[-1]['epoch']} of {epochs}: give the same command again to resume")
-        return
-    seconds = sum(o['seconds'] for o in watch.notes)
-    curve = {o['epoch']: o['knn'] for o in watch.notes if 'knn' in o}
-    res = setting(arch=arch, size=size, bs=bs, epochs=epochs, seed=seed, precision=learn.precision, card=card,
-                  seconds=seconds, curve=curve, accuracy={}, published=published)
-    file = json or out/'figures.json'
-    for nm, o in evaluate(learn, labelled, tiny, 20 if tiny else 300):
-        res['accuracy'][nm] = o
-        print(f'{nm}: {o:.1f} %', flush=True)
-        write(res, file)
-    body = save_body(learn, out/'body', epochs=epochs, seconds=round(seconds), card=card, command=res['command'],
-                     **{k: round(v, 1) for k, v in res['accuracy'].items()})
-    print(f'\n{epochs} epochs in {seconds:.0f} s on {card}; the body is {body}\n')
-    rows = [*res['accuracy'].items(), *published.items()]
-    table(['', '%'], [[nm, f'{o:.1f}'] for nm, o in rows])
+    grow = tuple(map(int, sizes.split(','))) if sizes else None
+    data = open_photos(folder, size, bs, tiny)
+    run(*data, epochs, arch, grow, every, minutes, seed, out, json, brief, tiny)

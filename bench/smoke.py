@@ -70,8 +70,6 @@ def to_fp16(w): return w.fit(w.learner().to_fp16(), 'fit', 1, 1e-3)
 @step()
 def views_of_kornia(w): return w.fit(w.learner(views=tuple(map(kornia_view, byol_views(64)))), 'fit', 1, 1e-3)
 @step()
-def target_bn(w): return w.fit(w.learner(target_bn='ema'), 'fit', 1, 1e-3)
-@step()
 def simsiam(w): return w.fit(w.learner(momentum=False), 'fit', 1, 1e-3)
 @step()
 def accumulation_and_clipping(w):
@@ -96,20 +94,22 @@ def teacher(w): return w.fit(w.learner(teacher=w.body), 'fit', 1, 1e-3)
 def compiled(w):
     learn = w.learner(compile=True)
     return w.fit(learn, 'fit', 1, 1e-3), w.graphs_of(learn)
-@step('plain', 'simsiam', 'target_bn', 'accumulation', 'clipping')
+@step('plain', 'simsiam', 'accumulation', 'clipping')
 def graphs_give_the_same_in_20_steps(w, o):
-    kw = dict(simsiam=dict(momentum=False), target_bn=dict(target_bn='ema')).get(o, {})
+    kw = dict(momentum=False) if o=='simsiam' else {}
     torch.backends.cudnn.allow_tf32 = False # or both could use other algorithms
     def run(graphs):
         set_seed(0)
-        cbs = dict(accumulation=GradientAccumulation(2*w.bs), clipping=GradientClip(.1)).get(o)
-        learn = w.learner(precision='fp32', graphs=graphs, cbs=cbs, **kw)
-        w.fit(learn, 'fit', 1+20//len(learn.dls.train), 1e-3)
-        return learn.model.state_dict(), w.graphs_of(learn)
-    (a, used), (b, _) = run(True), run(False)
-    worst = max(((a[k]-b[k]).abs().max()/b[k].abs().max().clamp(min=1)).item() for k in a if a[k].is_floating_point())
-    assert worst<1e-5 and (used=='graphs' or not w.cuda), (worst, used)
-    return f'largest difference {worst:.1e}, {used}'
+        cbs = dict(accumulation=GradientAccumulation(2*w.bs), clipping=GradientClip(1.)).get(o)
+        learn = w.learner(precision='fp32', graphs=graphs, cbs=cbs, opt_func=SGD, **kw)
+        def weights(): return nn.utils.parameters_to_vector(trainable_params(learn.model)).detach().cpu()
+        before = weights()
+        w.fit(learn, 'fit', 1+20//len(learn.dls.train), 1e-4)
+        return before, weights(), w.graphs_of(learn)
+    (_, a, used), (start, b, _) = run(True), run(False)
+    apart = ((a-b).norm()/(b-start).norm()).item() # rounding grows tenfold within ten steps
+    assert apart<.1 and (used=='graphs' or not w.cuda), (apart, used)
+    return f'apart by {100*apart:.1g} % of the way, {used}'
 @step()
 def lr_find(w):
     learn = w.learner()

@@ -2,7 +2,7 @@
 
     python examples/ablations.py                                # downloads Imagenette (160 px) through fastai
     python examples/ablations.py --path FOLDER                  # a folder with train/ and val/, each with a folder per class
-    python examples/ablations.py --only ema,group --seeds 5    # some of the variants
+    python examples/ablations.py --only layer,group --seeds 5    # some of the variants
     python examples/ablations.py --table-only                    # only print what is in the output file
 
 Each run pretrains without labels and is judged on the validation photos by kNN and by a linear classifier on the frozen body, both with the
@@ -27,7 +27,6 @@ variants = { # name -> (what the table calls it, arguments of `byol_learner`)
     'untrained': ('random weights, not trained', {}),
     'default':   ("default, with kornia's views", {}),
     'fused':     ('fused views', dict(fused=True)),
-    'ema':       ("target's batch norm 'ema'", dict(target_bn='ema')),
     'group':     ('heads with group norm, standardised weights', dict(norm='group')),
     'layer':     ('heads with layer norm', dict(norm='layer')),
     'none':      ('heads without norm', dict(norm=None)),

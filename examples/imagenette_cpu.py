@@ -19,14 +19,13 @@ class EpochLog(Callback):
     def after_epoch(self):
         print(f"  epoch {self.epoch+1:2} of {self.n_epoch}: loss {self.recorder.log[1]:.3f}, {(time.time()-self.start)/60:4.1f} min", flush=True)
 
-def step_seconds(dls, n=10, **kw):
+def step_seconds(learn, n=10):
     "Seconds of a training step, after two to warm up"
     times = []
     class Clock(Callback):
         def after_batch(self):
             times.append(time.time())
             if len(times)==n+2: raise CancelFitException('measured')
-    learn = byol_learner(dls, **kw)
     with learn.no_bar(), learn.no_logging(): learn.fit(n, cbs=Clock())
     return (times[-1]-times[1])/(len(times)-2)
 
@@ -51,7 +50,7 @@ def main(
     print(f"{len(train):,} photos to pretrain on, {len(test):,} put aside, decoded in {time.time()-start:.0f} s")
 
     kw = dict(arch=small_resnet(3, (32,64,128,256)), tau=.99, hidden_size=1024)
-    per_step = step_seconds(dls, **{**kw, 'arch':deepcopy(kw['arch'])})
+    per_step = step_seconds(byol_learner(dls, **{**kw, 'arch':deepcopy(kw['arch'])}))
     epochs = max(1, int(minutes*60/(per_step*len(dls.train))))
     print(f"{1000*per_step:.0f} ms per step of {bs} images: {epochs} epochs of {len(dls.train)} steps")
     learn = byol_learner(dls, **kw)

@@ -91,19 +91,28 @@ class _MakesViews(Callback):
         return kept | dict(labels=(), size=self.size or self._default_size)
 
 # %% ../nbs/05_callback.ipynb #110e6284
+def _in_one(tensors):
+    "Memory for tensors such as these in one piece, and its parts"
+    flat = tensors[0].new_zeros(sum(o.numel() for o in tensors))
+    parts = flat.split([o.numel() for o in tensors])
+    return flat,[p.as_strided(o.shape, o.stride(), p.storage_offset()) for p,o in zip(parts, tensors)]
+
 class _Finite:
     "Notes on the device which batch of an epoch was not finite first, and puts back what it changed"
     def __init__(self, model, every):
         self.every,self.sent,device = every,None,model.mean.device
-        changed = [*model.buffers(), *(model.parameters() if every>1 else [])]
-        self.now = [o.detach() for o in changed]
-        self.before = [o.clone() for o in self.now]
+        self.params,self.weights = trainable_params(model),model.target_weights()
+        changed = [o.detach() for o in (*model.buffers(), *(model.parameters() if every>1 else []))]
+        self.kinds = [(o,*_in_one(o),*_in_one(o)) for o in groupby(changed, attrgetter('dtype')).values()]
         self.bad = torch.full((), -1, device=device) # number of the batch
         self.told = torch.full((), -1, pin_memory=device.type=='cuda') # what the host knows of it
-    def remember(self): torch._foreach_copy_(self.before, self.now)
+    def remember(self):
+        for now,_,before,*_ in self.kinds: torch._foreach_copy_(before, now)
     def put_back(self):
-        good = self.bad<0
-        for now,before in zip(self.now, self.before): torch.where(good, now, before, out=now)
+        for now,flat_before,_,flat,parts in self.kinds: # each in three operations, which are launched at once
+            torch._foreach_copy_(parts, now)
+            torch.where(self.bad<0, flat, flat_before, out=flat)
+            torch._foreach_copy_(now, parts)
     def look(self, number, batch):
         bad = (~number.detach().isfinite()).any().int()
         if num_distrib()>1 and dist.is_initialized(): dist.all_reduce(bad)
@@ -123,8 +132,6 @@ class _SmoothLoss(AvgSmoothLoss):
         loss = to_detach(learn.loss.mean(), cpu=False) # of all processes
         self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
 
-def _advance(bar): bar.pbar.update(bar.iter+1)
-
 # %% ../nbs/05_callback.ipynb #a268d236
 class _StopsAtNaN(Callback):
     "The part of `BYOLCallback` that keeps what is not finite from the model"
@@ -137,14 +144,14 @@ class _StopsAtNaN(Callback):
         if every==1: return
         # fastai would read the loss after each batch, to average and to show it
         self._bars = self.learn.cbs.filter(risinstance(ProgressCallback))
-        for bar in self._bars: bar.after_batch = partial(_advance, bar)
+        for bar in self._bars: bar.after_batch = lambda bar=bar: bar.pbar.update(bar.iter+1)
     def _look(self, number):
         self._finite.look(number, self.iter)
         if self._finite.every==1: self._stop(int(self._finite.bad))
     def after_loss(self):
         if self.training: self._look(self.loss)
     def before_step(self):
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        grads = [p.grad for p in self._finite.params if p.grad is not None]
         if not grads: return
         self._look(nn.utils.get_total_norm(grads))
         if self._finite.every==1: return
@@ -269,4 +276,4 @@ def after_step(self:BYOLCallback):
     # also after a cancelled step (float16 overflow), but not while gradients accumulate
     if self._cancelled: return
     self.taus.append(target_decay(*run_step(self.learn), self.tau, self.tau_end))
-    online_model(self.model).update_target(self.taus[-1])
+    online_model(self.model).update_target(self.taus[-1], self._finite.weights)

@@ -6,8 +6,8 @@ Docs: https://fastbyol.github.io/fastbyol/core.html.md"""
 
 # %% auto #0
 __all__ = ['check_counts', 'check_view_size', 'plain_label', 'eval_mode', 'fixed_rng', 'inner_dl', 'dl_bs', 'dl_n',
-           'online_model', 'find_normalize', 'normalize_stats', 'middle_squares', 'to_unit', 'check_unit', 'whole_file',
-           'load_strict', 'with_progress', 'gather_objects', 'PlainTable']
+           'online_model', 'find_normalize', 'normalize_stats', 'send', 'middle_squares', 'to_unit', 'check_unit',
+           'whole_file', 'load_strict', 'with_progress', 'gather_objects', 'PlainTable']
 
 # %% ../nbs/00_core.ipynb #a06d9a52
 import os,random,sys,threading,warnings
@@ -113,6 +113,10 @@ def normalize_stats(
 )->tuple: # (means, standard deviations), a number per channel each
     "Statistics of a `Normalize`, as plain numbers"
     return tuple(tuple(o.flatten().tolist()) for o in (norm.mean, norm.std))
+
+def send(x:Tensor, device:torch.device)->Tensor:
+    "Copy from the CPU to a device without waiting for it: a GPU copies when its turn comes"
+    return (x.pin_memory() if device.type=='cuda' else x).to(device, non_blocking=True)
 
 def middle_squares(
     x:Tensor, # images that were squeezed to squares, (n, c, size, size)

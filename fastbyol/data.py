@@ -260,9 +260,10 @@ class InMemoryDL(TfmdDL):
         super().__init__(dataset, **{**kwargs, 'num_workers':0, 'pin_memory':False})
     def do_item(self, s): return s or 0 # `do_batch` takes indices, not items
     def do_batch(self, b):
-        images = TensorImage(self.images[self.rows[b]])
-        if self.aspects is not None: images.aspect = self.aspects[self.rows[b]]
-        return (images,) if self.labels is None else (images,TensorCategory(self.labels[self.rows[b]]))
+        rows = self.rows[b]
+        images = TensorImage(self.images[send(rows, self.images.device)])
+        if self.aspects is not None: images.aspect = self.aspects[rows]
+        return (images,) if self.labels is None else (images,TensorCategory(self.labels[rows]))
     def new(self, dataset=None, cls=None, **kwargs):
         if dataset is not None and dataset is not self.dataset: cls = TfmdDL # other files
         if cls not in (None,InMemoryDL): return super().new(dataset, cls, **kwargs)

@@ -106,7 +106,7 @@ class GraphedPasses(Callback):
     "Runs target and online network of full training batches in CUDA graphs"
     order,run_valid = BYOLCallback.order-.5,False # autocast has begun, and targets are not made yet
     def __init__(self,
-        compile:bool=None # compile before the capture? None: in runs of 8,000 batches and more
+        compile:bool=False # compile before the capture?
     ): self.compile,self.passes,self.shapes = compile,None,None
 
     def before_fit(self):
@@ -146,9 +146,9 @@ class GraphedPasses(Callback):
 # %% ../nbs/08_device.ipynb #d4f141bb
 @patch
 def _prepare(self:GraphedPasses, model, views, shapes):
-    "Capture for views such as these, compiled where that pays and works"
+    "Capture for views such as these, compiled where that is asked for and works"
     self.passes,self.shapes,self.why_not = None,shapes,_why_no_graphs(self.learn)
-    compile = ifnone(self.compile, self.n_epoch*self.n_iter>=8_000)
+    compile = self.compile
     while self.passes is None and self.why_not is None:
         try: self.passes = _capture(model, views, compile)
         except Exception as e: # no compiler, no memory, an operation that cannot be captured
@@ -161,7 +161,7 @@ def _prepare(self:GraphedPasses, model, views, shapes):
 @patch
 def set_graphs(self:Learner,
     graphs:bool=True, # run training passes in CUDA graphs, on CUDA?
-    compile:bool=None, # compile before the capture? None: in runs of 8,000 batches and more
+    compile:bool=False, # compile before the capture?
 )->Learner: # itself
     "Train with CUDA graphs where the model is on CUDA"
     self.remove_cb(GraphedPasses)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV,train_test_split
+from threadpoolctl import threadpool_limits
 from torchvision.transforms.v2 import functional as TF
 from fastai.vision.all import *
 from .core import *
@@ -249,7 +250,7 @@ def linear_eval(
     size:int=None, # side of the crops, in pixels; None: that of the images
     view:callable=None, # augmentation (bs,c,h,w) in [0,1] -> the same; None: `linear_view(size)`
     fast:bool=False, # logistic regression on standardised features of uncropped images instead?
-    Cs:tuple=(.01,.1,1.,10.,100.), # for `fast`: inverse strengths of the penalty to choose among
+    Cs:tuple=(.001,.01,.1,1.), # for `fast`: inverse strengths of the penalty to choose among
     seed:int=0, # of the held-out images, the order and the crops
 )->LinearEval: # accuracy on `train_dls.valid`, with what belongs to it
     "Accuracy of a linear classifier on the frozen body, as in the paper (arXiv:2006.07733, appendix C)"
@@ -267,16 +268,16 @@ def linear_eval(
         if fast:
             feats,test = (o.numpy() for o in _standardise(feats, test))
             search = GridSearchCV(LogisticRegression(max_iter=5000), dict(C=Cs), cv=[(fit.numpy(),held.numpy())])
-            valid = dict(zip(Cs, search.fit(feats, y.numpy()).cv_results_['mean_test_score']))
+            with threadpool_limits(1, 'blas'): search.fit(feats, y.numpy()) # more wait for each other
+            valid = dict(zip(Cs, search.cv_results_['mean_test_score']))
             scores = torch.as_tensor(search.predict_log_proba(test))
         else:
             lrs,view = [lr*o*(dl_bs(dl) or 64)/256 for o in sweep],view or linear_view(size)
             valid,scores = _fit_sgd(enc, dl, view, feats, y, test, held, lrs, epochs, seed)
     hits = classes[scores.topk(min(5, len(classes))).indices]==test_labels[:,None]
     right,n,best = int(hits[:,0].sum()),len(hits),max(valid, key=valid.get)
-    ci = binomtest(right, n).proportion_ci(.95, 'wilson')
-    top5 = hits.any(1).float().mean().item() if len(classes)>5 else None
-    return LinearEval(right/n, top5, n, (ci.low,ci.high), best, valid)
+    ci,top5 = binomtest(right, n).proportion_ci(.95, 'wilson'),hits.any(1).float().mean().item()
+    return LinearEval(right/n, top5 if len(classes)>5 else None, n, (ci.low,ci.high), best, valid)
 
 # %% ../nbs/11_evaluate.ipynb #00d28f50
 def _dls_for(enc, dls):
@@ -349,7 +350,6 @@ def _few_label_runs(names, encoders, dls, by, amounts, seeds, bs, **kwargs):
     (_,y),(_,test_y) = embedded['BYOL']
     # asks too much? then before any training; each draw once, since a repeated one would hide the error
     draws = {tuple(few_labels(y, y, seed=s, **{by:n})):(n,s) for n in amounts for s in seeds}
-    # by all training images, which takes no labels
     feats = {owner:_standardise(train, test) for owner,((train,_),(test,_)) in embedded.items()}
     if 'pixels, nearest' in names: feats['pixels'] = _pixels(data['BYOL'].valid)
     kwargs = dict(n_out=int(y.max())+1, loss_func=CrossEntropyLossFlat()) | kwargs

@@ -28,7 +28,6 @@ def _card(spec, name, license, info):
     tags = ['image-feature-extraction','timm','fastbyol','byol']
     return dict(license=license, tags=tags, description=about, usage=usage)
 
-# %% ../nbs/16_interop.ipynb #8cf580d2
 def to_hub(
     source, # anything that `as_encoder` takes
     name:str, # 'hf-hub:user/model', or 'local-dir:folder'

@@ -76,7 +76,7 @@ def byol_learner(
     n_in:int=None, # channels; None: as the images have
     precision:str='auto', # as `Learner.set_precision` takes it; 'auto': by the device
     graphs:bool=True, # run training passes in CUDA graphs, on CUDA? (`Learner.set_graphs`)
-    compile:bool=None, # compile before capturing graphs? None: in runs of 8,000 batches and more
+    compile:bool=False, # compile before capturing graphs?
     model_args:dict=None, # further arguments of `BYOL`, such as `img_size` for a timm transformer
     loss_func=None, # None: `BYOLLoss()`
     cbs=None, # further callbacks
@@ -128,7 +128,6 @@ def _follow_recipe(learn, byol, **given):
     learn.recipe = r = old.replace(**new)
     set_by_hand = (byol.tau,byol.tau_end)!=(old.tau,old.tau_end)
     if not set_by_hand: byol.tau,byol.tau_end = r.tau,r.tau_end
-    # a run of another length may take another preset
     other_opt = any(r.get(k)!=old.get(k) for k in ('opt','mom','eta','trust_clip'))
     if other_opt: learn.opt_func,learn.opt = r.opt_func,None
     return r
@@ -138,7 +137,7 @@ def _follow_recipe(learn, byol, **given):
 def fit_byol(self:Learner,
     epochs:int=None, # epochs of the whole run; None: the recipe's
     lr:float|slice=None, # highest learning rate; None: the recipe's, else that of the learner
-    warmup:float=None, # epochs of warm-up; None: the recipe's, else `default_warmup`
+    warmup:float=None, # epochs of warm-up; None: the recipe's, else as `LRSchedule`
     wd:float=None, # weight decay; None: the recipe's, else that of the learner
     cbs=None, # further callbacks
     reset_opt:bool=False, # begin with a new optimiser?

@@ -130,7 +130,6 @@ class BYOL(Encoder):
         small_stem:bool=False, # resnets: 3×3 stem without max-pool, for images of about 32 pixels
         momentum:bool=True, # False: no target network, as SimSiam (arXiv:2011.10566)
         teacher=None, # frozen model in the target's place: `nn.Module`, or what `as_encoder` takes
-        target_bn:str='own', # batch norm of the target: 'own' or 'ema', see below
         freeze_bn:bool=None, # keep the statistics of the body's batch norms? None: where `pretrained`
         size:int=None, # side in pixels to try an `nn.Module` at; with `layer`, its output is flattened
         stats:tuple=None, # (means, standard deviations) of the images; None: those of `arch`
@@ -138,7 +137,6 @@ class BYOL(Encoder):
     ):
         spec = BodySpec(arch, n_in, small_stem=small_stem, layer=layer, size=size, **kwargs)
         check_counts(hidden_size=hidden_size, projection_size=projection_size)
-        if target_bn not in ('own','ema'): raise ValueError(f"`target_bn` is 'own' or 'ema', got {target_bn!r}")
         if teacher is not None:
             teacher = _frozen(teacher, n_in)
             projection_size = teacher.n_features
@@ -149,7 +147,7 @@ class BYOL(Encoder):
         # optimisers in checkpoints know weights by their order: predictor, body, projector
         self.predictor,self.body = predictor,body
         self.projector = mlp_head(self.n_features, hidden_size, projection_size, norm)
-        self.target_bn,self.freeze_bn,self.projection_size = target_bn,ifnone(freeze_bn, pretrained),projection_size
+        self.freeze_bn,self.projection_size = ifnone(freeze_bn, pretrained),projection_size
         self.momentum,self.target = momentum and teacher is None,None
         if self.momentum: self._make_target()
         self.__dict__['teacher'] = teacher
@@ -159,8 +157,6 @@ class BYOL(Encoder):
 def _make_target(self:BYOL):
     parts = dict(body=deepcopy(self.body), projector=deepcopy(self.projector))
     self.target = nn.ModuleDict(parts).requires_grad_(False)
-    if self.target_bn=='own': return
-    for m in batch_norms(self.target): m.momentum = 0. # only `update_target` moves the statistics
 
 @patch
 def train(self:BYOL, mode=True):
@@ -220,19 +216,20 @@ def targets(self:BYOL,
     return projections
 
 @patch
+def target_weights(self:BYOL)->tuple: # two lists; None without a target network
+    "Weights of the target, and those of the online network that they follow"
+    online = [*self.body.parameters(), *self.projector.parameters()]
+    return ([*self.target.parameters()],online) if self.momentum else None
+
+@patch
 @torch.no_grad()
 def update_target(self:BYOL,
-    tau:float # weight kept on the target, in [0,1]: 1 freezes it, 0 makes it a copy
+    tau:float, # weight kept on the target, in [0,1]: 1 freezes it, 0 makes it a copy
+    weights:tuple=None, # what `target_weights` returns, where it is at hand: searching takes milliseconds
 ):
-    "target = tau·target + (1-tau)·online; batch norm statistics too, unless `target_bn='own'`"
+    "target = tau·target + (1-tau)·online, for weights; batch norms keep statistics of their own"
     check_tau(tau)
-    if not self.momentum: return
-    online = [*self.body.parameters(), *self.projector.parameters()]
-    torch._foreach_lerp_(list(self.target.parameters()), online, 1-tau)
-    if self.target_bn=='own' or tau==1: return
-    for old,new in zip(self.target.buffers(), [*self.body.buffers(), *self.projector.buffers()]):
-        if old.is_floating_point(): old.lerp_(new, 1-tau)
-        else: old.copy_(new) # counters
+    if self.momentum: torch._foreach_lerp_(*(weights or self.target_weights()), 1-tau)
 
 # %% ../nbs/03_model.ipynb #a84eb3b2
 def _frozen(source, n_in):

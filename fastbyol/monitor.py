@@ -188,7 +188,6 @@ class OnlineProbe(Monitor):
 # %% ../nbs/12_monitor.ipynb #bdbbac12
 @patch
 def before_batch(self:OnlineProbe):
-    # of all processes, which train the same classifier
     y = maybe_gather(torch.as_tensor(self.yb[0]).as_subclass(Tensor).long())
     is_class = (y>=0) & (y<self.head[1].out_features)
     self._counts[2] += (~is_class & (y!=self._ignore)).sum()

@@ -89,8 +89,7 @@ def _add_rates(numbers, args):
     part,name = (40/300,'40/300') if numbers['preset'][0]=='vit' else (1/4,'a quarter')
     if args['warmup'] is None and numbers['warmup'][0]>part*args['epochs']:
         numbers['warmup'] = part*args['epochs'],f'ours: {name} of a short run'
-    # the target averages over 1/(1-tau) steps: in DeepMind's runs never over more than 1/148 of them;
-    # published weights are a good target from the start
+    # the target averages over 1/(1-tau) steps: in DeepMind's runs never over more than 1/148 of them
     steps,tau = numbers['steps'][0],numbers['tau'][0]
     if args['tau'] is not None or numbers['preset'][0]=='warm_start' or not steps or tau<=1-100/steps: return
     source = f"ours: averages over 1/100 of {steps:,} steps, not over {1/(1-tau):.0f}"

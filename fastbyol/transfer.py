@@ -271,7 +271,6 @@ def _as_sequential(body, n_in, size):
             if n and y.shape==want.shape and torch.allclose(y, want, atol=1e-4): return nn.Sequential(*layers[:n])
     raise TypeError(f"{type(net).__name__}'s layers do not run one after the other: use a `resnet18`")
 
-# %% ../nbs/10_transfer.ipynb #14c8c99f
 @delegates(unet_learner, but='dls,arch,pretrained,weights,cut,config,n_in')
 def byol_unet_learner(
     dls:DataLoaders, # images with masks

@@ -155,7 +155,7 @@ def weights_after(n=32, epochs=2, graphed=True, cbs=(), dls=None, **kw):
     learn.fit(epochs, 1e-2); assert not {'forward','targets'} & set(vars(learn.model))
     return sd_of(learn.model)
 
-settings = dict(plain={}, simsiam=dict(momentum=False), target_bn=dict(target_bn='ema'), bf16=dict(precision='bf16'))
+settings = dict(plain={}, simsiam=dict(momentum=False), bf16=dict(precision='bf16'))
 @pytest.mark.parametrize('name', settings)
 def test_a_run_with_graphs_gives_the_same_weights(graphs, name):
     "Batch norm statistics, too, which capturing moves"
@@ -208,13 +208,13 @@ def test_why_there_are_no_graphs_is_said_once():
     with pytest.warns(UserWarning, match='not on a CUDA device') as said: learner(added=GraphedPasses()).fit(3, 1e-3)
     assert len([o for o in said if 'graphs' in str(o.message)])==1
 
-@pytest.mark.parametrize('compile,steps,want', [(None,2,False), (None,8_000,True), (True,2,True), (False,8_000,False)])
-def test_long_runs_are_compiled(monkeypatch, graphs, compile, steps, want):
+@pytest.mark.parametrize('kw,want', [({},False), (dict(compile=True),True)])
+def test_only_what_is_asked_for_is_compiled(monkeypatch, graphs, kw, want):
     seen = []
     monkeypatch.setattr(device, '_capture', lambda model, views, compiled: seen.append(compiled) or (model.targets,model.forward,None))
     class Stop(Callback):
         def after_batch(self): raise CancelFitException
-    learner(added=[GraphedPasses(compile), Stop()]).fit(steps//2, 1e-3); assert seen==[want]
+    learner(added=[GraphedPasses(**kw), Stop()]).fit(4_000, 1e-3); assert seen==[want]
 
 def test_the_parts_are_compiled_for_the_capture_only(graphs):
     learn = learner(added=GraphedPasses(compile=True)); m = learn.model; calls = []
@@ -242,13 +242,15 @@ def test_on_a_cpu_there_are_no_graphs_and_compiling_says_so():
 # --- and on a GPU
 
 @pytest.mark.cuda
-@pytest.mark.parametrize('name', ['plain','simsiam','target_bn','accumulate','clip'])
+@pytest.mark.parametrize('name', ['plain','simsiam','accumulate','clip'])
 def test_20_steps_with_graphs_are_those_without_on_a_gpu(name):
-    cbs = dict(accumulate=lambda: [GradientAccumulation(16)], clip=lambda: [GradientClip(1e-2)]).get(name, list)
+    cbs = dict(accumulate=lambda: [GradientAccumulation(16)], clip=lambda: [GradientClip(1.)]).get(name, list)
+    def weights(learn): return nn.utils.parameters_to_vector(trainable_params(learn.model)).detach().cpu()
     def run(graphs):
         dls = image_dls(noise(168,32)).cuda()
-        learn = learner(dls=dls, model='resnet18', graphs=graphs, cbs=cbs(), **settings.get(name, {}))
-        with warnings.catch_warnings(): warnings.simplefilter('error', UserWarning); learn.fit(1, 1e-2)
-        return sd_of(learn.model)
-    a,b = run(True),run(False)
-    for k in a: torch.testing.assert_close(a[k], b[k], rtol=1e-5, atol=1e-5, msg=k)
+        learn = learner(dls=dls, model='resnet18', graphs=graphs, cbs=cbs(), opt_func=SGD, **settings.get(name, {}))
+        before = weights(learn)
+        with warnings.catch_warnings(): warnings.simplefilter('error', UserWarning); learn.fit(1, 1e-4)
+        return before,weights(learn)
+    (_,a),(start,b) = run(True),run(False)
+    assert (a-b).norm()<.1*(b-start).norm() # rounding grows tenfold within ten steps

@@ -1,17 +1,21 @@
-"""A small body learns from a large one: BYOL with a teacher against BYOL alone, for the same time
+"""What the same minutes give: BYOL alone, with a teacher, with growing views, and what small batches need
 
-    python examples/teacher.py FOLDER                    # FOLDER has a folder for each class, or train/ and val/ with such folders
-    python examples/teacher.py FOLDER --weights FILE     # the teacher's published weights from a local file
+    python examples/equal_time.py FOLDER                    # FOLDER has a folder for each class, or train/ and val/ with such folders
+    python examples/equal_time.py FOLDER --weights FILE     # the teacher's published weights from a local file
+    python examples/equal_time.py FOLDER --bs 32 --only 'alone;group norm;accumulated'
 
-Pretrains a small residual network without labels, once with its own moving average as the target and once with a frozen published
-model in the target's place, each for the minutes asked for. Prints kNN and few-label accuracy on the images put aside, for each seed.
+Pretrains a small residual network without labels, in each way for as many epochs as fit into the minutes asked for. Prints kNN and
+few-label accuracy on the images put aside, for each seed.
 """
 import platform, time, warnings
 from datetime import date
+from statistics import mean
 from fastcore.script import call_parse
 from fastai.vision.all import *
+from fastai.callback.training import GradientAccumulation
 from fastbyol.all import *
 from fastbyol.demo import small_resnet
+from fastbyol.learner import ViewSizes
 from imagenette_cpu import step_seconds
 
 @call_parse
@@ -19,35 +23,40 @@ def main(
     folder:str, # labelled images
     teacher:str='tf_efficientnet_lite0', # timm name
     weights:str=None, # file of its published weights; downloaded when left out
-    minutes:float=3., # time for each pretraining
+    minutes:float=6., # time for each pretraining
     size:int=64, # side of the pupil's views in pixels
     teacher_size:int=64, # side at which the teacher sees them
     bs:int=64, # images per batch
     seeds:str='0,1,2', # seeds of the halves, the weights and the labels
     per_class:str='5,25', # labels per class
     draws:int=3, # draws of labels for each seed
+    only:str='alone;with a teacher', # of these, 'growing views', 'group norm' and 'accumulated', between semicolons
 ):
-    "BYOL with a teacher against BYOL alone"
+    "Ways to spend the same minutes on BYOL"
     warnings.filterwarnings('ignore', category=FutureWarning) # of torch, about its own modules
     print(f"{date.today()}, {torch.get_num_threads()} threads of {platform.machine()}, torch {torch.__version__}")
     amounts = [int(o) for o in per_class.split(',')]
-    overlay = dict(pretrained_cfg_overlay=dict(file=weights)) if weights else {}
-    frozen = as_encoder(teacher, **overlay)
-    frozen.view_size = teacher_size
-    def arch(): return small_resnet(3, (16,32,64,128))
+    ways = {'alone':{}, 'growing views':{}, 'group norm':dict(norm='group'), 'accumulated':{}}
+    if 'with a teacher' in only.split(';'):
+        frozen = as_encoder(teacher, **(dict(pretrained_cfg_overlay=dict(file=weights)) if weights else {}))
+        frozen.view_size = teacher_size
+        ways['with a teacher'] = dict(teacher=frozen)
+    def learner(dls, name, size=size):
+        cbs = GradientAccumulation(256) if name=='accumulated' else None
+        return byol_learner(dls, small_resnet(3, (16,32,64,128)), hidden_size=1024, tau=.99, size=size, cbs=cbs, **ways[name])
     for seed in map(int, seeds.split(',')):
         train,test = split_files(folder, .5, seed)
         dls = unlabelled_dls(train, size, bs, valid_pct=0, in_memory=True)
         labelled = labelled_dls(train, size, valid=test, in_memory=True)
-        for name,kw in {'BYOL alone':dict(tau=.99), 'with a teacher':dict(teacher=frozen)}.items():
-            kw = dict(kw, hidden_size=1024)
-            per_step = step_seconds(dls, arch=arch(), **kw)
+        for name in only.split(';'):
+            sizes = (size//2,size*3//4,size) if name=='growing views' else (size,)
+            per_step = mean(step_seconds(learner(dls, name, o)) for o in sizes)
             epochs = max(1, round(minutes*60/(per_step*len(dls.train))))
             set_seed(seed)
-            learn = byol_learner(dls, arch(), **kw)
+            learn = learner(dls, name)
             random = knn_accuracy(learn, labelled.train, labelled.valid)
             start = time.time()
-            with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 2e-3)
+            with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 2e-3, cbs=ViewSizes(sizes))
             seconds = time.time()-start
             knn = knn_accuracy(learn, labelled.train, labelled.valid)
             few = label_efficiency(learn, labelled, amounts, draws, ('BYOL, linear',), seed=seed)
