@@ -2,25 +2,25 @@
 
     python examples/equal_time.py FOLDER                    # FOLDER has a folder for each class, or train/ and val/ with such folders
     python examples/equal_time.py FOLDER --weights FILE     # the teacher's published weights from a local file
-    python examples/equal_time.py FOLDER --bs 32 --only 'alone;group norm;accumulated'
+    python examples/equal_time.py digits --size 32 --bs 32 --only 'alone;group norm;accumulated'    # scikit-learn's digits
 
 Pretrains a small residual network without labels, in each way for as many epochs as fit into the minutes asked for. Prints kNN and
 few-label accuracy on the images put aside, for each seed.
 """
-import platform, time, warnings
+import platform, tempfile, time, warnings
 from datetime import date
 from statistics import mean
 from fastcore.script import call_parse
 from fastai.vision.all import *
 from fastai.callback.training import GradientAccumulation
 from fastbyol.all import *
-from fastbyol.demo import small_resnet
+from fastbyol.demo import digit_view, small_resnet, write_digits
 from fastbyol.learner import ViewSizes
 from imagenette_cpu import step_seconds
 
 @call_parse
 def main(
-    folder:str, # labelled images
+    folder:str, # labelled images; 'digits': scikit-learn's, with views that turn and shift them
     teacher:str='tf_efficientnet_lite0', # timm name
     weights:str=None, # file of its published weights; downloaded when left out
     minutes:float=6., # time for each pretraining
@@ -35,6 +35,8 @@ def main(
     "Ways to spend the same minutes on BYOL"
     warnings.filterwarnings('ignore', category=FutureWarning) # of torch, about its own modules
     print(f"{date.today()}, {torch.get_num_threads()} threads of {platform.machine()}, torch {torch.__version__}")
+    views = digit_view() if folder=='digits' else None
+    if views is not None: folder = write_digits(tempfile.mkdtemp(), size)
     amounts = [int(o) for o in per_class.split(',')]
     ways = {'alone':{}, 'growing views':{}, 'group norm':dict(norm='group'), 'accumulated':{}}
     if 'with a teacher' in only.split(';'):
@@ -43,7 +45,8 @@ def main(
         ways['with a teacher'] = dict(teacher=frozen)
     def learner(dls, name, size=size):
         cbs = GradientAccumulation(256) if name=='accumulated' else None
-        return byol_learner(dls, small_resnet(3, (16,32,64,128)), hidden_size=1024, tau=.99, size=size, cbs=cbs, **ways[name])
+        return byol_learner(dls, small_resnet(3, (16,32,64,128)), hidden_size=1024, tau=.99, views=views, size=size, cbs=cbs,
+                            **ways[name])
     for seed in map(int, seeds.split(',')):
         train,test = split_files(folder, .5, seed)
         dls = unlabelled_dls(train, size, bs, valid_pct=0, in_memory=True)

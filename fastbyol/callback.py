@@ -93,12 +93,13 @@ class _MakesViews(Callback):
 # %% ../nbs/05_callback.ipynb #110e6284
 def _in_one(tensors):
     "Memory for tensors such as these in one piece, and its parts"
-    flat = tensors[0].new_zeros(sum(o.numel() for o in tensors))
-    parts = flat.split([o.numel() for o in tensors])
-    return flat,[p.as_strided(o.shape, o.stride(), p.storage_offset()) for p,o in zip(parts, tensors)]
+    like = [torch.empty_like(o, device='meta') for o in tensors] # without gaps in memory
+    flat = tensors[0].new_zeros(sum(o.numel() for o in like))
+    parts = zip(flat.split([o.numel() for o in like]), like)
+    return flat,[p.as_strided(o.shape, o.stride(), p.storage_offset()) for p,o in parts]
 
 class _Finite:
-    "Notes on the device which batch of an epoch was not finite first, and puts back what it changed"
+    "Notes on the device which batch was not finite first, and puts back what it changed"
     def __init__(self, model, every):
         self.every,self.sent,device = every,None,model.mean.device
         self.params,self.weights = trainable_params(model),model.target_weights()
@@ -128,8 +129,7 @@ class _Finite:
 class _SmoothLoss(AvgSmoothLoss):
     "fastai's, but without reading the loss back from the device"
     def accumulate(self, learn):
-        self.count += 1
-        loss = to_detach(learn.loss.mean(), cpu=False) # of all processes
+        self.count,loss = self.count+1,to_detach(learn.loss.mean(), cpu=False) # of all processes
         self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
 
 # %% ../nbs/05_callback.ipynb #a268d236

@@ -94,13 +94,13 @@ def get_embeddings(
     "Representations of all images of `dl`, in evaluation mode"
     if dl is None or isinstance(dl, DataLoaders):
         raise TypeError(f"Pass one data loader, such as `dls.train`, got {type(dl).__name__}")
-    enc,dl_device = as_encoder(source, target),torch.device(getattr(dl, 'device', None) or 'cpu')
+    trains_on = source.dls if isinstance(source, Learner) else dl # a learner's model stays with its data
+    enc,dl_device = as_encoder(source, target),torch.device(getattr(trains_on, 'device', None) or 'cpu')
     # a model that has not been trained yet, or comes from a file, is still on the CPU
     if first(enc.body.parameters()).device.type=='cpu': enc.body.to(dl_device)
-    precision = nullcontext()
-    if dl_device.type=='cuda':
-        dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(getattr(source, 'precision', None))
-        precision = torch.autocast('cuda', dtype, enabled=dtype is not None)
+    dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(getattr(source, 'precision', None))
+    on_gpu = dl_device.type=='cuda'
+    precision = torch.autocast('cuda', dtype, enabled=dtype is not None) if on_gpu else nullcontext()
     # training resumes with the random numbers it would have had
     with precision, eval_mode(enc.body), fixed_rng(0), in_order(dl) as ordered:
         feats,labels = zip(*_features(enc, ordered, find_normalize(dl), tfm))

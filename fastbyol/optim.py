@@ -38,14 +38,14 @@ class SplitDecay(OptimWrapper):
     def param_lists(self): return [weights['params']+plain['params'] for weights,plain in self._pairs()]
     @property
     def hypers(self):
-        # numbers alone, as loggers want them
         numbers = [{k:v for k,v in h.items() if isinstance(v, (int,float))} for h in super().hypers[::2]]
         return [{**h, 'lr':h['lr']/mult} for h,mult in zip(numbers, self.lr_mults)]
     def step(self):
-        # fused steps go through memory from end to end: state must have the layout of its weight
+        # fused steps go through memory from end to end: state must lie as its weight does, and where it does
         for param,state in self.opt.state.items():
             for k,v in state.items():
-                if getattr(v, 'shape', None)==param.shape and v.stride()!=param.stride():
+                if getattr(v, 'shape', None)!=param.shape: continue
+                if (v.device,v.stride())!=(param.device,param.stride()):
                     state[k] = torch.empty_like(param).copy_(v)
         self.opt.step()
     def _pairs(self): return [*zip(self.opt.param_groups[::2], self.opt.param_groups[1::2])]

@@ -7,6 +7,7 @@ from fastbyol.learner import ViewSizes
 
 quick = dict(hidden_size=16, projection_size=8)
 
+@cpu_only('bit for bit, which graphs are not')
 def test_it_equals_the_learner_by_hand():
     x,r = noise(32,20),[]
     body = conv_body()

@@ -300,6 +300,7 @@ def test_the_teacher_is_not_trained_saved_or_moved():
     held = {id(p) for p in learn.opt.all_params().itemgot(0)}
     assert not held & {id(p) for p in m.teacher.parameters()} and {id(p) for p in trainable_params(m)}==held
 
+@cpu_only('gives the model tensors of the CPU')
 def test_a_pupil_resumes_with_the_same_teacher(tmp_path):
     enc = teacher_enc(); a,b = (byol_learn(model=pupil(enc), path=tmp_path) for _ in range(2))
     a.fit(1, .01); a.save('a'); b.load('a'); v = pair()

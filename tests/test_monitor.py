@@ -315,7 +315,7 @@ def test_probe_learns_the_classes_and_reads_images_as_they_are():
     learn = byol_learn(labelled(96, 48), cbs=probe(lr=.05)); learn.fit(8, 1e-3)
     assert learn.probe.history.probe.iloc[-1]>.9
     f,y = get_embeddings(learn, learn.dls.valid)
-    with eval_mode(learn.probe.head): acc = (learn.probe.head(f).argmax(1)==y).float().mean().item()
+    with eval_mode(learn.probe.head): acc = (learn.probe.head(f.to(dev)).argmax(1).cpu()==y).float().mean().item()
     assert acc==pytest.approx(learn.probe.history.valid.iloc[-1])
 
 def test_probe_trains_on_view_1():
@@ -344,11 +344,11 @@ def test_masked_labels_change_nothing():
         set_seed(0); learn = byol_learn(image_dls(x, 16, y=y), cbs=probe(mask=mask)); learn.fit(2, 1e-3)
         heads.append(learn.probe.head.state_dict())
     f,y = get_embeddings(learn, learn.dls.valid); known = y!=mask
-    with eval_mode(learn.probe.head): acc = (learn.probe.head(f).argmax(1)==y)[known].float().mean()
+    with eval_mode(learn.probe.head): acc = (learn.probe.head(f.to(dev)).argmax(1).cpu()==y)[known].float().mean()
     assert same_sd(*heads) and known.sum()==8 and learn.probe.history.valid.iloc[-1]==acc
     learn = byol_learn(image_dls(x, 16, y=[9]*48), cbs=probe(mask=9)); learn.fit(1, 1e-3)
     with fixed_rng(0): want = nn.Sequential(nn.BatchNorm1d(16, affine=False), nn.Linear(16, 3))
-    assert torch.equal(learn.probe.head[1].weight, want[1].weight) and math.isnan(learn.probe.history.probe[0])
+    assert torch.equal(learn.probe.head[1].weight.cpu(), want[1].weight) and math.isnan(learn.probe.history.probe[0])
 
 def test_the_step_of_masked_labels_is_that_of_the_known_ones():
     cb = OnlineProbe(n_out=3, mask=2); cb._ignore,cb._counts = 2,torch.zeros(3, dtype=torch.long)
@@ -404,7 +404,7 @@ def test_health_measures_the_model_it_is_given():
     learn = byol_learn(labelled(64, 32), cbs=HealthMonitor(32), tau=.5); learn.fit(2, 1e-2)
     row,model = learn.health.history.iloc[-1],learn.model
     with eval_mode(model):
-        x = torch.stack([o[0] for o in learn.dls.valid.dataset]); v1,v2 = model.normalize(x),model.normalize(mirror(x))
+        x = torch.stack([o[0] for o in learn.dls.valid.dataset]).to(dev); v1,v2 = model.normalize(x),model.normalize(mirror(x))
         z,target = model.project(v1),model.target['projector'](model.embed(v2, target=True))
         agreement = F.cosine_similarity(model.predictor(z), target).mean().item()
     for k,v in dict(std=feature_std(z), rank=effective_rank(z), agreement=agreement).items(): assert abs(row[k]-v)<1e-4, k
