@@ -410,7 +410,7 @@ def label_efficiency(
     "Compare a pretrained body with training from scratch, bare pixels and `others` on few labels"
     names = _who(contestants, others or {})
     check_classes('label_efficiency', train=dls.train, valid=dls.valid)
-    by,amounts = ('per_class',L(per_class)) if pct is None else ('pct',L(pct))
+    by,amounts = ('per_class',L(per_class).sorted()) if pct is None else ('pct',L(pct).sorted())
     kwargs.update(steps=steps, lr=lr)
     with fixed_rng(seed): # training resumes with the random numbers it would have had
         starts = {o:make(source) for o,make in _starts.items() if any(name.startswith(f'{o}, ') for name in names)}
