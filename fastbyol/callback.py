@@ -142,8 +142,7 @@ class _StopsAtNaN(Callback):
         if hasattr(self.learn, 'lr_finder') or (scaler and scaler.is_enabled()): every = 1
         self._finite = _Finite(model, every)
         if every==1: return
-        # fastai would read the loss after each batch, to average and to show it
-        self._bars = self.learn.cbs.filter(risinstance(ProgressCallback))
+        self._bars = self.learn.cbs.filter(risinstance(ProgressCallback)) # which would read the loss
         for bar in self._bars: bar.after_batch = lambda bar=bar: bar.pbar.update(bar.iter+1)
     def _look(self, number):
         self._finite.look(number, self.iter)

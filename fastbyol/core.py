@@ -114,8 +114,11 @@ def normalize_stats(
     "Statistics of a `Normalize`, as plain numbers"
     return tuple(tuple(o.flatten().tolist()) for o in (norm.mean, norm.std))
 
-def send(x:Tensor, device:torch.device)->Tensor:
-    "Copy from the CPU to a device without waiting for it: a GPU copies when its turn comes"
+def send(
+    x:Tensor, # on the CPU
+    device:torch.device # where it is wanted
+)->Tensor: # there; a GPU copies it when its turn comes
+    "Copy to a device without waiting for it"
     return (x.pin_memory() if device.type=='cuda' else x).to(device, non_blocking=True)
 
 def middle_squares(

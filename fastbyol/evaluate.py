@@ -101,7 +101,6 @@ def get_embeddings(
     dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(getattr(source, 'precision', None))
     on_gpu = dl_device.type=='cuda'
     precision = torch.autocast('cuda', dtype, enabled=dtype is not None) if on_gpu else nullcontext()
-    # training resumes with the random numbers it would have had
     with precision, eval_mode(enc.body), fixed_rng(0), in_order(dl) as ordered:
         feats,labels = zip(*_features(enc, ordered, find_normalize(dl), tfm))
     return torch.cat(feats).to(device),None if labels[0] is None else torch.cat(labels).cpu()

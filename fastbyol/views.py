@@ -251,7 +251,6 @@ def make_views(
     "Both views of `x`, in float32 and without gradients; those of two `FusedView`s are drawn together"
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         if all(type(view) is FusedView for view in views):
-            # a GPU has half as much to launch, a processor is faster view by view
             at_once = x.device.type!='cpu' and len({(view.size,view.colour) for view in views})==1
             params = _to_device(_draw(views, len(x), *x.shape[2:], aspect), x.device, at_once)
             if at_once: made = max(views, key=lambda view: view.p['solarize'])(x, *params).chunk(len(views))
