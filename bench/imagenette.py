@@ -43,13 +43,13 @@ class Stopwatch(Callback):
         self.learn.checkpoint.save_now()
         raise KeyboardInterrupt
 
-def evaluate(source, labelled, brief, steps):
+def evaluate(source, labelled, brief, tiny):
     "Figures of a body, one after the other: (name, percent)"
     yield 'kNN', 100*knn_accuracy(source, labelled.train, labelled.valid)
     yield 'linear, logistic regression', 100*linear_eval(source, labelled, fast=True).top1
     if brief: return
-    yield 'linear', 100*linear_eval(source, labelled, epochs=2 if steps<100 else 80).top1
-    few = label_efficiency(source, labelled, pct=(.01, .1), seeds=1, steps=steps)
+    yield 'linear', 100*linear_eval(source, labelled, epochs=2 if tiny else 80).top1
+    few = label_efficiency(source, labelled, pct=(.01, .1), seeds=1, steps=20 if tiny else 300)
     for row in few.to_dict('records'): yield f"{row['contestant']}, {100*row['pct']:g} % of labels", 100*row['mean']
 
 def open_photos(folder, size, bs, tiny=False):
@@ -81,7 +81,7 @@ def run(dls, labelled, epochs, arch, grow, every, minutes, seed, out, file, brie
     curve = {o['epoch']: o['knn'] for o in watch.notes if 'knn' in o}
     res = setting(arch=arch, size=size, bs=bs, epochs=epochs, sizes=grow, seed=seed, precision=learn.precision, card=card,
                   seconds=seconds, curve=curve, accuracy={}, published=published)
-    for nm, o in evaluate(learn, labelled, brief, 20 if tiny else 300):
+    for nm, o in evaluate(learn, labelled, brief, tiny):
         res['accuracy'][nm] = o
         print(f'{nm}: {o:.1f} %', flush=True)
         write(res, file or out/'figures.json')
