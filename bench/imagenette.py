@@ -1,14 +1,14 @@
 """Imagenette as others run it: kNN, linear and few-label accuracy after a given number of epochs
 
-    python -m bench imagenette FOLDER --epochs 100                    # ResNet-18, 128 pixels, batches of 256
-    python -m bench imagenette FOLDER --epochs 800 --minutes 9        # given again, it resumes, until done
+    python -m bench imagenette FOLDER --epochs 100,200,800            # ResNet-18, 128 pixels, batches of 256
     python -m bench imagenette FOLDER --sizes 64,96,128               # views grow over the run
+    python -m bench imagenette FOLDER --body FILE                     # measure a body of `save_body`, and share it
     python -m bench imagenette FOLDER --tiny                          # two epochs of a small network, to try it
 
 FOLDER holds train/ and val/ with a folder per class. The recipe is the preset 'imagenette'. A call stops after
-`--minutes`, at the end of an epoch; the same command resumes from the checkpoint in `--out`. Published figures to
-compare with: lightly's BYOL reaches 70.5 % kNN after 200 epochs and 88.7 % after 800; DeepMind reaches 92.3 %
-linear after 1000.
+`--minutes`, at the end of an epoch; the same command resumes from the checkpoints in `--out`, until all runs are
+done. Each leaves its figures, its body and a folder with a card for `from_hub`. Published figures to compare with:
+lightly's BYOL reaches 70.5 % kNN after 200 epochs and 88.7 % after 800; DeepMind reaches 92.3 % linear after 1000.
 """
 import logging, time, warnings
 from json import dumps, loads
@@ -20,16 +20,17 @@ from fastcore.script import call_parse
 
 from bench.timing import setting, table, write
 from fastbyol.core import dl_n
-from fastbyol.all import (CheckpointCallback, KNNCallback, byol_learner, find_images, knn_accuracy, label_efficiency,
-    labelled_dls, linear_eval, recipe, save_body, unlabelled_dls)
+from fastbyol.all import (CheckpointCallback, KNNCallback, as_encoder, byol_learner, find_images, knn_accuracy,
+    label_efficiency, labelled_dls, linear_eval, load_body, recipe, save_body, unlabelled_dls)
+from fastbyol.interop import from_hub, to_hub
 
 published = {'lightly, 200 epochs, kNN': 70.5, 'lightly, 800 epochs, kNN': 88.7, 'DeepMind, 1000 epochs, linear': 92.3}
 
 class Stopwatch(Callback):
-    "Notes seconds and kNN of each epoch in a file, and stops the run once `minutes` are over"
+    "Notes seconds and kNN of each epoch in a file, and stops the run at the time `end`"
     order, run_valid = 1010, False # after the checkpoint is written
-    def __init__(self, file, minutes):
-        self.file, self.end = file, time.perf_counter()+60*minutes
+    def __init__(self, file, end):
+        self.file, self.end = file, end
         self.notes = loads(file.read_text()) if file.exists() else []
     def before_epoch(self): self.start = time.perf_counter()
     def after_epoch(self):
@@ -61,40 +62,45 @@ def open_photos(folder, size, bs, tiny=False):
     print(f"{len(train):,} + {len(val):,} photos opened in {time.perf_counter()-start:.1f} s", flush=True)
     return dls, labelled
 
-def run(dls, labelled, epochs, arch, grow, every, minutes, seed, out, file, brief, tiny):
-    "Pretrain or resume, measure, and save the body"
-    out = Path(out); out.mkdir(parents=True, exist_ok=True)
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
-    size, bs, n = dls.view_size, dls.train.bs, dl_n(dls.train)
-    plan = recipe(epochs, bs, n_items=n, size=size, preset='imagenette')
-    watch = Stopwatch(out/'epochs.json', minutes)
+def measure(source, labelled, out, brief, tiny, **about):
+    "Measure a body, and write its figures, its file and a folder to share"
+    res = setting() | about | dict(accuracy={}, published=published)
+    for nm, o in evaluate(source, labelled, brief, tiny):
+        res['accuracy'][nm] = o
+        print(f'{nm}: {o:.1f} %', flush=True)
+        write(res, out/'figures.json')
+    notes = {k: v for k, v in res.items() if k not in ('accuracy', 'published', 'curve') and v is not None}
+    notes |= {f'{nm}, %': round(o, 1) for nm, o in res['accuracy'].items()}
+    body = save_body(source, out/'body', dtype=torch.float16, **notes)
+    shared = to_hub(body, f'local-dir:{out}/hub', 'apache-2.0')
+    print(f"kNN of {shared}: {100*knn_accuracy(from_hub(shared), labelled.train, labelled.valid):.1f} %\n")
+    table(['', '%'], [[nm, f'{o:.1f}'] for nm, o in [*res['accuracy'].items(), *published.items()]])
+
+def run(data, epochs, arch, grow, every, end, seed, out, **kw):
+    "Pretrain, or resume, and measure; False: the time is over"
+    if (out/'hub').exists(): return True # done by an earlier call
+    (dls, labelled), watch = data, Stopwatch(out/'epochs.json', end)
+    plan = recipe(epochs, dls.train.bs, n_items=dl_n(dls.train), size=dls.view_size, preset='imagenette')
     set_seed(seed)
     cbs = [KNNCallback(labelled, every=every), CheckpointCallback(out/'checkpoints', every, keep=1), watch]
     learn = byol_learner(dls, arch, recipe=plan, cbs=cbs)
     learn.resume(out/'checkpoints', missing_ok=True)
     try:
         with learn.no_bar(), learn.no_logging(): learn.fit_byol(sizes=grow)
-    except KeyboardInterrupt:
-        print(f"Stopped after epoch {watch.notes[-1]['epoch']} of {epochs}: give the same command again to resume")
-        return
+    except KeyboardInterrupt: # by the watch, or by hand
+        print(f"Stopped after epoch {len(watch.notes)} of {epochs}: give the same command again to resume")
+        return False
     seconds = sum(o['seconds'] for o in watch.notes)
+    print(f'\n{epochs} epochs in {seconds:.0f} s')
     curve = {o['epoch']: o['knn'] for o in watch.notes if 'knn' in o}
-    res = setting(arch=arch, size=size, bs=bs, epochs=epochs, sizes=grow, seed=seed, precision=learn.precision, card=card,
-                  seconds=seconds, curve=curve, accuracy={}, published=published)
-    for nm, o in evaluate(learn, labelled, brief, tiny):
-        res['accuracy'][nm] = o
-        print(f'{nm}: {o:.1f} %', flush=True)
-        write(res, file or out/'figures.json')
-    body = save_body(learn, out/'body', dtype=torch.float16, epochs=epochs, seconds=round(seconds), card=card,
-                     command=res['command'], **{k: round(v, 1) for k, v in res['accuracy'].items()})
-    print(f'\n{epochs} epochs in {seconds:.0f} s on {card}; the body is {body}\n')
-    rows = [*res['accuracy'].items(), *published.items()]
-    table(['', '%'], [[nm, f'{o:.1f}'] for nm, o in rows])
+    measure(learn, labelled, out, arch=arch, size=plan.size, bs=plan.bs, epochs=epochs, sizes=grow, seed=seed,
+            precision=learn.precision, seconds=round(seconds), curve=curve, **kw)
+    return True
 
 @call_parse
 def main(
     folder:str, # holds train/ and val/
-    epochs:int=100, # of the whole run
+    epochs:str='100', # of the whole run; several runs, one after the other, with commas between
     size:int=128, # side of the views, in pixels
     bs:int=256, # images per batch
     arch:str='resnet18', # timm name
@@ -102,14 +108,20 @@ def main(
     every:int=10, # epochs from one kNN, and one checkpoint, to the next
     minutes:float=9., # after which this call stops; the same command resumes
     seed:int=0, # of weights and views
-    out:str='imagenette-run', # folder for checkpoints, figures and the body
-    json:str=None, # file to write the figures to; figures.json in `out` when left out
+    out:str='imagenette-run', # folder with a folder for each run
+    body:str=None, # file of `save_body` to measure; nothing is trained
     brief:bool=False, # measure kNN and logistic regression alone
     tiny:bool=False, # try the command: two epochs, 64 images, a small network
 ):
     "Pretrain on Imagenette with the preset 'imagenette', and evaluate"
     warnings.filterwarnings('ignore'); logging.disable(logging.WARNING)
-    if tiny: epochs, size, bs, arch, every = 2, 32, 16, 'test_resnet', 1
+    end, kw = time.perf_counter()+60*minutes, dict(brief=brief, tiny=tiny)
+    if tiny: epochs, size, bs, arch, every = '2', 32, 16, 'test_resnet', 1
     grow = tuple(map(int, sizes.split(','))) if sizes else None
     data = open_photos(folder, size, bs, tiny)
-    run(*data, epochs, arch, grow, every, minutes, seed, out, json, brief, tiny)
+    if body:
+        where = Path(out)/Path(body).stem; where.mkdir(parents=True, exist_ok=True)
+        return measure(as_encoder(body), data[1], where, **kw, **load_body(body)[1]['info'])
+    for n in map(int, epochs.split(',')):
+        where = Path(out)/f"{n}{'-growing'*bool(grow)}-seed{seed}"; where.mkdir(parents=True, exist_ok=True)
+        if not run(data, n, arch, grow, every, end, seed, where, **kw): break

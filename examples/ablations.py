@@ -17,6 +17,7 @@ import csv, platform, sys, time, warnings
 from datetime import date
 from fastcore.script import call_parse
 from fastai.vision.all import *
+from fastai.callback.training import GradientAccumulation
 from sklearn.linear_model import RidgeClassifierCV
 from fastbyol.all import *
 from fastbyol.demo import small_resnet
@@ -37,9 +38,18 @@ variants = { # name -> (what the table calls it, arguments of `byol_learner`)
     'symmetric': ('symmetric views', dict(symmetric=True)),
     'lars':      ("LARS, recipe 'imagenette'", dict(recipe='imagenette')), # these two with the recipe's schedules, not Adam and one cycle
     'lars_few':  ("LARS, recipe 'small_data'", dict(recipe='small_data')),
+    'few_group': ('the same, heads with group norm', dict(recipe='small_data', norm='group')), # for small batches
+    'few_256':   ('the same, steps of 256 images', dict(recipe='small_data', cbs=GradientAccumulation(256))),
+    'few_both':  ('the same, both views in one batch', dict(recipe='small_data', both=True)),
 }
 
-def pretrain(kw, dls, arch, size, epochs, lr, hidden_size, seed):
+def both_at_once(model):
+    "Let batch norm see both views in one batch, in the online network and in the target"
+    def halves(f, v1, v2): return torch.stack(f(torch.cat([v1,v2])).chunk(2), 1)
+    model.forward = lambda v1,v2: halves(lambda v: model.predictor(model.projector(model.embed(v))), v1, v2)
+    model.targets = torch.no_grad()(lambda v1,v2: halves(lambda v: model.target['projector'](model.embed(v, target=True)), v2, v1))
+
+def pretrain(kw, dls, arch, size, epochs, lr, hidden_size, precision, seed):
     "A learner that has pretrained for `epochs`"
     set_seed(seed)
     dls.train.rng = random.Random(seed) # fastai shuffles with random numbers of the loader's own
@@ -48,9 +58,11 @@ def pretrain(kw, dls, arch, size, epochs, lr, hidden_size, seed):
     if kw.pop('symmetric', False): # one pipeline for both, whose probabilities are the means of the two
         blur_p,solarize_p = (sum(view.p[o] for view in views)/2 for o in ('blur','solarize'))
         views = (FusedView(size, blur_p=blur_p, solarize_p=solarize_p),)*2
+    both = kw.pop('both', False)
     if not kw.pop('fused', False): views = tuple(map(kornia_view, views))
     body = small_resnet(3, (16,32,64,128)) if arch=='small' else arch
-    learn = byol_learner(dls, body, views=views, hidden_size=hidden_size, precision='bf16', **kw)
+    learn = byol_learner(dls, body, views=views, hidden_size=hidden_size, precision=precision, **kw)
+    if both: both_at_once(learn.model)
     if epochs:
         with learn.no_bar(), learn.no_logging():
             if 'recipe' in kw: learn.fit_byol(epochs)
@@ -112,6 +124,7 @@ def main(
     seeds:int=3, # runs of each variant
     only:str=None, # names of variants, with commas between; left out: all
     out:str='ablations.csv', # file for the rows
+    precision:str='bf16', # 'bf16', 'fp32' or 'fp16'
     threads:int=0, # threads of torch; 0: as many as it likes
     table_only:bool=False, # run nothing, print the table
 ):
@@ -134,7 +147,7 @@ def main(
     for seed,nm in todo:
         if (seed,nm) in done(): continue
         start = time.time()
-        learn = pretrain(variants[nm][1], dls, seed=seed, **{k:0 if nm=='untrained' and k=='epochs' else v for k,v in cfg.items() if k not in ('bs','n')})
+        learn = pretrain(variants[nm][1], dls, precision=precision, seed=seed, **{k:0 if nm=='untrained' and k=='epochs' else v for k,v in cfg.items() if k not in ('bs','n')})
         row = dict(variant=nm, seed=seed, **cfg, **evaluate(learn, labelled),
                    loss=learn.recorder.values[-1][0] if nm!='untrained' else math.nan, minutes=round((time.time()-start)/60, 2))
         write_run(out, row)

@@ -90,12 +90,17 @@ def test_busy_is_the_union_of_kernels():
     assert busy_and_whole(SimpleNamespace(events=lambda: kernels))==(.03,.04)
 
 @pytest.mark.slow
-def test_imagenette_resumes_and_evaluates(tmp_path, photos):
-    args = 'imagenette', photos, '--tiny', '--out', tmp_path/'run'
+def test_imagenette_resumes_evaluates_and_shares(tmp_path, photos):
+    args,run = ('imagenette', photos, '--tiny', '--brief', '--out', tmp_path),tmp_path/'2-seed0'
     assert 'to resume' in bench(*args, '--minutes', 0)
-    assert 'kNN' in bench(*args) and (tmp_path/'run/body.safetensors').exists()
-    res = json.loads((tmp_path/'run/figures.json').read_text())
-    assert list(res['curve'])==['1','2'] and {'kNN','linear, logistic regression'}<=set(res['accuracy'])
+    out = bench(*args)
+    res = json.loads((run/'figures.json').read_text())
+    assert list(res['curve'])==['1','2'] and {'kNN','linear, logistic regression'}==set(res['accuracy'])
+    figure = f"{res['accuracy']['kNN']:.1f}"
+    assert f"{run}/hub: {figure} %" in out and f"kNN, %: `{figure}`" in (run/'hub/README.md').read_text()
+    assert 'kNN' not in bench(*args) # done
+    again = bench('imagenette', photos, '--tiny', '--brief', '--out', tmp_path, '--body', run/'body')
+    assert f"kNN: {figure} %" in again and (tmp_path/'body/hub/README.md').exists()
 
 @pytest.mark.slow
 def test_quality_and_folder_run(tmp_path, photos):
