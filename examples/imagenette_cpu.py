@@ -27,7 +27,7 @@ def step_seconds(learn, n=10):
             times.append(time.time())
             if len(times)==n+2: raise CancelFitException('measured')
     with learn.no_bar(), learn.no_logging(): learn.fit(n, cbs=Clock())
-    return (times[-1]-times[1])/(len(times)-2)
+    return float(np.median(np.diff(times[1:])))
 
 @call_parse
 def main(

@@ -107,7 +107,7 @@ class ViewSizes(Callback):
     "Sets the size of the default views by the epoch, as many epochs for each size"
     def __init__(self,
         sizes:tuple # sides in pixels, in the order of the run
-    ): self.sizes = sizes
+    ): self.sizes = L(sizes)
     def before_epoch(self):
         size = self.sizes[self.epoch*len(self.sizes)//self.n_epoch]
         self.learn.byol.size = online_model(self.model).view_size = size
@@ -142,21 +142,21 @@ def fit_byol(self:Learner,
     cbs=None, # further callbacks
     reset_opt:bool=False, # begin with a new optimiser?
     start_epoch:int=0, # epoch to resume from, after loading what had been saved
-    sizes:tuple=None, # sides of the default views, such as (64, 96, 128), as many epochs each
+    sizes:tuple=None, # sides of the default views, such as (64, 96, 128), as many epochs each; None: the recipe's
 ):
     "Pretrain with warm-up and cosine on the learning rate, and a cosine on τ (arXiv:2006.07733, section 3.3)"
     byol,model = first(o for o in self.cbs if isinstance(o, BYOLCallback)),online_model(self.model)
     if byol is None: raise TypeError("`fit_byol` needs a `BYOLCallback`: use `byol_learner`")
     if hasattr(self, 'recipe'):
         r = _follow_recipe(self, byol, epochs=epochs, lr=lr, warmup=warmup, wd=wd)
-        epochs,lr,warmup,wd = r.epochs,ifnone(lr, r.lr),r.warmup,r.wd
+        epochs,lr,warmup,wd,sizes = r.epochs,ifnone(lr, r.lr),r.warmup,r.wd,sizes or r.get('sizes')
         _warn_if_short(self)
     elif epochs is None: raise ValueError("Pass the number of epochs, or build the learner with a `recipe`")
     check_counts(epochs=epochs)
     for name,value,end in (('start_epoch',start_epoch,epochs-1), ('warmup',warmup or 0,epochs)):
         if not 0<=value<=end: raise ValueError(f"`{name}` must be in [0,{end}], got {value!r}")
     if sizes and byol.views: raise ValueError("`sizes` are for default views: leave out `views`")
-    for side in sizes or (): model.spec.check_size(model.body, check_view_size(side))
+    for side in L(sizes): model.spec.check_size(model.body, check_view_size(side))
     if self.opt is None: self.create_opt()
     self.opt.set_hyper('lr', ifnone(lr, self.lr))
     lrs,size = [h['lr'] for h in self.opt.hypers],byol.size

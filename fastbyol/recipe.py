@@ -31,7 +31,7 @@ def _deepmind(epochs):
     return _by(source, base_lr=base_lr, wd=wd, tau=tau)
 
 # %% ../nbs/07_recipe.ipynb #61d1f2b7
-_order = '''preset opt epochs n_items bs size processes accumulate effective_bs steps pretrained base_lr
+_order = '''preset opt epochs n_items bs size sizes processes accumulate effective_bs steps pretrained base_lr
     lr warmup wd mom eta trust_clip tau tau_end body_lr_mult pred_lr_mult small_stem blur norm'''.split() # as printed
 _defaults = (dict.fromkeys(_order) | _by('not given', n_items=None)
     | _by('default', size=224, pretrained=False, small_stem=False)
@@ -137,8 +137,7 @@ class Recipe(dict):
         args:dict, # arguments of `recipe`
         told:dict=None, # name of an argument -> where it comes from; 'yours' where it is not named
     ):
-        self.args,self.told = args,told or {}
-        numbers = _numbers(self.args, self.told)
+        self.args,self.told,numbers = args,told or {},_numbers(args, told or {})
         super().__init__({k:value for k,(value,_) in numbers.items()})
         self.sources = {k:source for k,(_,source) in numbers.items()}
     values = property(dict) # as a plain dict
@@ -186,6 +185,7 @@ def recipe(
     norm:str|None='batch', # norm of the heads: 'batch', 'group' (standardised weights), 'layer' or None
     small_stem:bool=None, # resnets: stem for images of about 32 pixels?
     blur:bool=None, # blur the views?
+    sizes:tuple=None, # sides of views that grow, such as (64, 96, 128): fastai's progressive resizing
     base_lr:float=None, # learning rate at an effective batch of 256
     lr:float=None, # learning rate as it is
     warmup:float=None, # epochs of warm-up

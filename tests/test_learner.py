@@ -202,6 +202,13 @@ def test_a_resumed_run_has_the_same_sizes_and_weights(tmp_path):
     resumed,again = grown((16,24), 4, tmp_path/'b')
     assert 3 in again and again.items()<seen.items() and same_sd(sd_of(whole), sd_of(resumed))
 
+def test_a_recipe_may_say_the_sizes():
+    r = recipe(2, 8, size=32, preset='small_data', sizes=(16,32))
+    learn = hush(byol_learner(image_dls(noise(24,32)), conv_body(), recipe=r, cbs=[log:=Sizes()], hidden_size=16)); learn.fit_byol()
+    assert log.seen=={0:{16}, 1:{32}} and r.sources['sizes']=='yours' and '(16, 32)' in repr(r)
+    learn.fit_byol(sizes=(24,32)); assert log.seen=={0:{24}, 1:{32}}
+    learn.fit_byol(sizes=24); assert log.seen=={0:{24}, 1:{24}}
+
 def test_the_size_is_as_before_after_an_error():
     learn,_ = grown((16,32), 2)
     class Fail(Callback):
