@@ -63,8 +63,8 @@ def open_photos(folder, size, bs, tiny=False):
     return dls, labelled
 
 def measure(source, labelled, out, brief, tiny, **about):
-    "Measure a body, and write its figures, its file and a folder to share"
-    res = setting() | about | dict(accuracy={}, published=published)
+    "Measure a body, and write its figures, its file and a folder to share; `about` tells how it was made"
+    res = about | dict(accuracy={}, published=published)
     for nm, o in evaluate(source, labelled, brief, tiny):
         res['accuracy'][nm] = o
         print(f'{nm}: {o:.1f} %', flush=True)
@@ -93,8 +93,9 @@ def run(data, epochs, arch, grow, every, end, seed, out, **kw):
     seconds = sum(o['seconds'] for o in watch.notes)
     print(f'\n{epochs} epochs in {seconds:.0f} s')
     curve = {o['epoch']: o['knn'] for o in watch.notes if 'knn' in o}
-    measure(learn, labelled, out, arch=arch, size=plan.size, bs=plan.bs, epochs=epochs, sizes=grow, seed=seed,
-            precision=learn.precision, seconds=round(seconds), curve=curve, **kw)
+    made = setting(arch=arch, size=plan.size, bs=plan.bs, epochs=epochs, sizes=grow, seed=seed, precision=learn.precision,
+                   seconds=round(seconds), curve=curve)
+    measure(learn, labelled, out, **kw, **made)
     return True
 
 @call_parse

@@ -59,17 +59,18 @@ def main(
         for name in only.split(';'):
             dls = unlabelled_dls(train, size, bs, valid_pct=0, in_memory=True, crop='middle' if name=='middle' else 'whole')
             sizes = (size//2,size*3//4,size) if name=='growing views' else (size,)
-            if name not in epochs: # the same for all seeds
+            kind = 'alone' if name=='middle' else name # its steps are as long
+            if kind not in epochs: # the same for all seeds
                 per_step = mean(step_seconds(learner(dls, name, o), 30) for o in sizes)
-                epochs[name] = max(1, round(minutes*60/(per_step*len(dls.train))))
+                epochs[kind] = max(1, round(minutes*60/(per_step*len(dls.train))))
             set_seed(seed)
             learn = learner(dls, name)
             random = knn_accuracy(learn, labelled.train, labelled.valid)
             start = time.time()
-            with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs[name], 2e-3, cbs=ViewSizes(sizes))
+            with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs[kind], 2e-3, cbs=ViewSizes(sizes))
             seconds = time.time()-start
             knn = knn_accuracy(learn, labelled.train, labelled.valid)
             few = label_efficiency(learn, labelled, per_class=[int(o) for o in per_class.split(',')], seeds=draws,
                                    contestants=('BYOL, linear',), seed=seed)
             linear = ', '.join(f'{row.per_class:g} labels {100*row["mean"]:.1f}' for _,row in few.iterrows())
-            print(f"seed {seed}, {name:14}: {epochs[name]} epochs, {seconds:.0f} s, kNN {100*random:.1f} → {100*knn:.1f} %, {linear}", flush=True)
+            print(f"seed {seed}, {name:14}: {epochs[kind]} epochs, {seconds:.0f} s, kNN {100*random:.1f} → {100*knn:.1f} %, {linear}", flush=True)
