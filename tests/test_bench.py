@@ -91,11 +91,11 @@ def test_busy_is_the_union_of_kernels():
 
 @pytest.mark.slow
 def test_imagenette_resumes_evaluates_and_shares(tmp_path, photos):
-    args,run = ('imagenette', photos, '--tiny', '--brief', '--out', tmp_path),tmp_path/'2-seed0'
+    args,run = ('imagenette', photos, '--tiny', '--out', tmp_path),tmp_path/'2-seed0'
     assert 'to resume' in bench(*args, '--minutes', 0)
     out = bench(*args)
     res = json.loads((run/'figures.json').read_text())
-    assert list(res['curve'])==['1','2'] and {'kNN','linear, logistic regression'}==set(res['accuracy'])
+    assert list(res['curve'])==['1','2'] and {'kNN','linear','linear, logistic regression'}<set(res['accuracy'])
     figure = f"{res['accuracy']['kNN']:.1f}"
     assert f"{run}/hub: {figure} %" in out and f"kNN, %: `{figure}`" in (run/'hub/README.md').read_text()
     assert 'kNN' not in bench(*args) # done
