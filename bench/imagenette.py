@@ -122,7 +122,8 @@ def main(
     data = open_photos(folder, size, bs, tiny)
     if body:
         where = Path(out)/Path(body).stem; where.mkdir(parents=True, exist_ok=True)
-        return measure(as_encoder(body), data[1], where, **kw, **load_body(body)[1]['info'])
+        loaded = load_body(body)
+        return measure(as_encoder(loaded), data[1], where, **kw, **loaded[1]['info'])
     for n in map(int, epochs.split(',')):
         where = Path(out)/f"{n}{'-growing'*bool(grow)}-seed{seed}"; where.mkdir(parents=True, exist_ok=True)
         if not run(data, n, arch, grow, every, end, seed, where, **kw): break

@@ -56,8 +56,10 @@ def main(
     for seed in map(int, seeds.split(',')):
         train,test = split_files(folder, .5, seed)
         labelled = labelled_dls(train, size, valid=test, in_memory=True)
-        for name in only.split(';'):
-            dls = unlabelled_dls(train, size, bs, valid_pct=0, in_memory=True, crop='middle' if name=='middle' else 'whole')
+        crops = {name:'middle' if name=='middle' else 'whole' for name in only.split(';')}
+        opened = {o:unlabelled_dls(train, size, bs, valid_pct=0, in_memory=True, crop=o) for o in {*crops.values()}}
+        for name,crop in crops.items():
+            dls = opened[crop]
             sizes = (size//2,size*3//4,size) if name=='growing views' else (size,)
             kind = 'alone' if name=='middle' else name # its steps are as long
             if kind not in epochs: # the same for all seeds
